@@ -1,0 +1,15 @@
+"""Protect, customize, evaluate: `python run.py attack=simac dataset=vggface2`. `python run.py --help` shows the choices."""
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> None:
+    from experiments.pipeline import run  # after --help, which needs none of it
+
+    run(config)
+
+
+if __name__ == "__main__":
+    main()
