@@ -1,0 +1,1 @@
+"""Attacks: what turns a person's photos into protected ones. One file per perturbation loop."""

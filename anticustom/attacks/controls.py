@@ -1,0 +1,86 @@
+"""Attacks that attack nothing: the unprotected photos, the placebo, and photos that somebody else protected."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from anticustom.attacks.inputs import AttackInputs
+from anticustom.draws import keyed_generator
+from anticustom.images import check_eps, read_photo
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoAttack:
+    """The photos as they are."""
+
+    eps: float = 1
+    needs_surrogate: ClassVar[bool] = False
+
+    def __call__(self, inputs: AttackInputs) -> Tensor:
+        return inputs.photos.clone()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """The placebo: random signs times `eps` grey levels, the control that every method must beat."""
+
+    eps: float
+    needs_surrogate: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_eps(self.eps)
+
+    def __call__(self, inputs: AttackInputs) -> Tensor:
+        signs = torch.stack(
+            [
+                torch.randint(
+                    0, 2, photo.shape, generator=keyed_generator(inputs.seed, inputs.identity, name, "noise")
+                )
+                for name, photo in zip(inputs.names, inputs.photos, strict=True)
+            ]
+        )
+        return (inputs.photos + (2 * signs - 1) * self.eps / 255).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precomputed:
+    """Photos of set B that somebody else protected: `root/<identity>/<photo>` or, for one identity, `root/<photo>`.
+
+    Files are matched to the photos by name without its suffix. `eps` is the budget that they claim, in grey levels: a
+    file that exceeds it is refused.
+    """
+
+    root: str
+    eps: float
+    needs_surrogate: ClassVar[bool] = False
+
+    def __post_init__(self):
+        check_eps(self.eps)
+        if not Path(self.root).is_dir():
+            raise ValueError(f"attack.root={self.root}: no such folder of protected photos")
+
+    def __call__(self, inputs: AttackInputs) -> Tensor:
+        folder = Path(self.root) / inputs.identity
+        folder = folder if folder.is_dir() else Path(self.root)
+        size = inputs.photos.shape[-1]
+        images = torch.stack([read_photo(self._file(folder, name), size) for name in inputs.names])
+        change = (images - inputs.photos).abs().amax((1, 2, 3)) * 255
+        for name, levels in zip(inputs.names, change.tolist(), strict=True):
+            if round(levels) > self.eps:
+                raise ValueError(
+                    f"{folder}: the protected {name} differs from the clean photo by {round(levels)} grey levels, "
+                    f"more than attack.eps={self.eps:g}: raise attack.eps, or protect at {size} px"
+                )
+        return images
+
+    @staticmethod
+    def _file(folder: Path, name: str) -> Path:
+        files = [f for f in sorted(folder.iterdir()) if f.stem == Path(name).stem]
+        if len(files) != 1:
+            raise ValueError(
+                f"{folder}: expected one file named {Path(name).stem}.png, as the photo to protect is; found {len(files)}"
+            )
+        return files[0]

@@ -1,0 +1,180 @@
+"""Latent diffusion models in the diffusers layout; the only file that knows the range [-1, 1] and the latent scale."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    SchedulerMixin,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The VAE's unscaled posterior of n images: `mean` and `std`, each (n, c, h, w)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __getitem__(self, index) -> "Posterior":
+        return Posterior(self.mean[index], self.std[index])
+
+
+@dataclass
+class LatentDiffusion:
+    """A text-to-image latent diffusion model: the surrogate of an attack, or the model that a customizer tunes.
+
+    Its networks' parameters require no gradient except while they are trained. `compute` is the dtype of autocast;
+    parameters keep the dtype that they were loaded in (float32).
+    """
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDPMScheduler
+    compute: torch.dtype = torch.float32
+
+    def __post_init__(self):
+        for network in (self.vae, self.unet, self.text_encoder):
+            network.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        size = self.unet.config.sample_size
+        return self.unet.config.in_channels, size, size
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def timesteps(self) -> Tensor:
+        """All timesteps of training, (T,) int64 on the CPU."""
+        return torch.arange(self.scheduler.config.num_train_timesteps)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        lower = self.compute != torch.float32
+        return torch.autocast(self.device.type, self.compute, enabled=lower)
+
+    def posterior(self, images: Tensor) -> Posterior:
+        """Return the VAE's posterior of `images`, (n, 3, h, w) in [0, 1]; differentiable."""
+        with self.autocast():
+            moments = self.vae.encode(2 * images - 1).latent_dist
+        return Posterior(moments.mean.float(), moments.std.float())
+
+    def latents(self, posterior: Posterior, normal: Tensor) -> Tensor:
+        """Return scaled latents sampled from `posterior` with the standard normal numbers `normal`."""
+        return (posterior.mean + posterior.std * normal) * self.vae.config.scaling_factor
+
+    def text_embeddings(self, prompts: list[str]) -> Tensor:
+        """Return the text encoder's last hidden state, (n, tokens, width)."""
+        tokens = self.tokenizer(
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids.to(self.device)
+        with self.autocast():
+            return self.text_encoder(tokens)[0]
+
+    def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return self.scheduler.add_noise(latents, noise, timesteps)
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        """Return the UNet's prediction in float32; one row of `embeddings` serves all images."""
+        with self.autocast():
+            embeddings = embeddings.expand(len(noisy), -1, -1)
+            return self.unet(noisy, timesteps, embeddings).sample.float()
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return what `predict` is trained to give: the noise, or the velocity of v-prediction models."""
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(latents, noise, timesteps)
+        return noise
+
+    def pipeline(self, scheduler: SchedulerMixin | None = None) -> StableDiffusionPipeline:
+        """Return diffusers' pipeline round these same networks."""
+        pipeline = StableDiffusionPipeline(
+            vae=self.vae,
+            unet=self.unet,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            scheduler=scheduler or self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt: str,
+        noise: Tensor,
+        *,
+        steps: int,
+        guidance_scale: float,
+        scheduler: str,
+        callback: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Return images (n, 3, h, w) in [0, 1] sampled from the initial latents `noise`, standard normal (n, c, h, w).
+
+        `scheduler` names a sampler class of diffusers without noise of its own, such as "DDIMScheduler".
+        """
+        pipeline = self.pipeline(getattr(diffusers, scheduler).from_config(self.scheduler.config))
+
+        def on_step_end(pipeline: Any, step: int, timestep: int, tensors: dict) -> dict:
+            callback()
+            return tensors
+
+        with self.autocast():
+            images = pipeline(
+                [prompt] * len(noise),
+                latents=noise.to(self.device),
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                output_type="pt",
+                callback_on_step_end=on_step_end,
+            ).images
+        return images.float().cpu()
+
+
+def load(
+    path: str,
+    *,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    compute: torch.dtype = torch.float32,
+) -> LatentDiffusion:
+    """Return the model in the diffusers folder `path`, or of the hub repository of that name at `revision`."""
+    source = {"revision": revision, "local_files_only": Path(path).is_dir()}
+    weights = {"use_safetensors": True, "torch_dtype": torch.float32, **source}
+    text_weights = {"use_safetensors": True, "dtype": torch.float32, **source}
+    return LatentDiffusion(
+        vae=AutoencoderKL.from_pretrained(path, subfolder="vae", **weights).to(device),
+        unet=UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights).to(device),
+        text_encoder=CLIPTextModel.from_pretrained(
+            path, subfolder="text_encoder", **text_weights
+        ).to(device),
+        tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **source),
+        scheduler=DDPMScheduler.from_pretrained(path, subfolder="scheduler", **source),
+        compute=compute,
+    )

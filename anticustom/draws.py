@@ -1,0 +1,68 @@
+"""Randomness: every random number is keyed by what it is for, so that it can be repeated, and replaced by a recording."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of diffusion losses: one row per image, or per step of one image.
+
+    `timesteps` (n,) int64 in [0, T); the others (n, c, h, w) standard normal: `posterior` samples the VAE's posterior of
+    the image, `clean_posterior` that of its clean reference, `noise` is the diffusion noise.
+    """
+
+    timesteps: Tensor
+    noise: Tensor
+    posterior: Tensor
+    clean_posterior: Tensor
+
+    def __getitem__(self, index) -> "Draw":
+        return Draw(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def to(self, device: torch.device | str) -> "Draw":
+        return Draw(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+# (phase, image name, number of steps, the timesteps to choose from) -> one row per step of that image
+Draws = Callable[[str, str, int, Tensor], Draw]
+
+
+def keyed_generator(*key: object) -> torch.Generator:
+    """Return a CPU generator that is a pure function of `key`."""
+    digest = hashlib.sha256(repr(tuple(str(part) for part in key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@dataclass(frozen=True)
+class SeededDraws:
+    """Draws keyed by (seed, identity, image name, phase): neither batching nor other identities change them.
+
+    `latent_shape` is (c, h, w).
+    """
+
+    seed: int
+    identity: str
+    latent_shape: tuple[int, int, int]
+
+    def __call__(self, phase: str, name: str, count: int, allowed: Tensor) -> Draw:
+        generator = keyed_generator(self.seed, self.identity, name, phase)
+        timesteps = allowed[torch.randint(len(allowed), (count,), generator=generator)]
+        normal = torch.randn((3, count, *self.latent_shape), generator=generator)
+        return Draw(timesteps, *normal)
+
+
+def draw_batches(
+    draws: Draws, phase: str, names: Sequence[str], count: int, allowed: Sequence[Tensor]
+) -> list[Draw]:
+    """Return `count` draws, each with one row per image of `names`; `allowed[i]` are the timesteps of image i."""
+    rows = [draws(phase, name, count, steps) for name, steps in zip(names, allowed, strict=True)]
+    fields = Draw.__dataclass_fields__
+    return [
+        Draw(*(torch.stack([getattr(row, field)[k] for row in rows]) for field in fields))
+        for k in range(count)
+    ]

@@ -1,0 +1,182 @@
+"""Fine-tuning with prior preservation (DreamBooth's loss): how surrogates move, and how customizers train."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from anticustom.diffusion import LatentDiffusion, Posterior
+from anticustom.draws import Draw, Draws
+from anticustom.losses import denoising
+
+
+@dataclass(frozen=True)
+class EncodedPhotos:
+    """Photos as a fine-tuning sees them: their names and the VAE posteriors, computed once because the VAE stands still."""
+
+    names: tuple[str, ...]
+    posterior: Posterior
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@torch.no_grad()
+def encode(model: LatentDiffusion, names: Sequence[str], images: Tensor, batch: int = 8) -> EncodedPhotos:
+    """Return the photos `images` (n, 3, h, w) encoded for fine-tuning, `batch` at a time."""
+    parts = [model.posterior(chunk.to(model.device)) for chunk in images.split(batch)]
+    posterior = Posterior(torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts]))
+    return EncodedPhotos(tuple(names), posterior)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """Settings of a fine-tuning: AdamW on instance and class images, `batch_size` of each a step.
+
+    `order="continue"` goes through all images in turn across calls, `"restart"` begins at the first image in every call;
+    `optimizer="keep"` carries AdamW's state across calls, `"per_call"` rebuilds it. Anti-DreamBooth's released code
+    restarts and rebuilds (every three steps), and clips no gradient.
+    """
+
+    learning_rate: float
+    batch_size: int = 1
+    prior_weight: float = 1.0
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    gradient_clip: float | None = 1.0
+    order: Literal["continue", "restart"] = "continue"
+    optimizer: Literal["keep", "per_call"] = "keep"
+
+    def __post_init__(self):
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
+        if self.order not in ("continue", "restart"):
+            raise ValueError(f"order={self.order!r}: expected continue or restart")
+        if self.optimizer not in ("keep", "per_call"):
+            raise ValueError(f"optimizer={self.optimizer!r}: expected keep or per_call")
+
+
+class Trainer:
+    """Trains `parameters` of `model`; holds what continues across calls: AdamW's state and the place in each photo set."""
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        parameters: Iterable[nn.Parameter],
+        settings: FineTuning,
+        *,
+        instance_prompt: str,
+        class_prompt: str,
+    ):
+        self.model = model
+        self.parameters = list(parameters)
+        self.settings = settings
+        self.prompts = [instance_prompt, class_prompt]
+        self.places: dict[str, int] = {}
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        s = self.settings
+        return torch.optim.AdamW(
+            self.parameters,
+            lr=s.learning_rate,
+            betas=tuple(s.betas),
+            weight_decay=s.weight_decay,
+            eps=s.epsilon,
+            foreach=True,
+        )
+
+    def train(
+        self,
+        instances: EncodedPhotos,
+        classes: EncodedPhotos,
+        steps: int,
+        draws: Draws,
+        phase: str,
+        *,
+        photo_set: str,
+        first_step: int = 0,
+        callback: Callable[[int, Tensor], None] = lambda step, loss: None,
+    ) -> Tensor:
+        """Train from step `first_step` up to `steps`; return the losses, one per step (on the model's device).
+
+        `photo_set` names the instances' place that continues across calls; the draws of a step are keyed by `phase` and
+        the step's number. `callback(step, loss)` runs after every step.
+        """
+        if self.settings.optimizer == "per_call" and first_step == 0:
+            self.optimizer = self._new_optimizer()
+        if self.settings.order == "restart" and first_step == 0:
+            self.places.clear()
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        losses = []
+        try:
+            for step in range(first_step, steps):
+                losses.append(self._step(instances, classes, draws, f"{phase} {step}", photo_set))
+                callback(step, losses[-1])
+        finally:
+            for parameter in self.parameters:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        return torch.stack(losses) if losses else torch.zeros(0)
+
+    def _step(self, instances, classes, draws: Draws, phase: str, photo_set: str) -> Tensor:
+        model, s = self.model, self.settings
+        chosen = self._next(photo_set, len(instances))
+        chosen_class = self._next("class", len(classes))
+        posterior = Posterior(
+            *(
+                torch.cat([getattr(instances.posterior, f)[chosen], getattr(classes.posterior, f)[chosen_class]])
+                for f in ("mean", "std")
+            )
+        )
+        keys = [f"instance {k} {instances.names[i]}" for k, i in enumerate(chosen)]
+        keys += [f"class {k} {classes.names[i]}" for k, i in enumerate(chosen_class)]
+        rows = [draws(phase, key, 1, model.timesteps) for key in keys]
+        draw = Draw(
+            *(torch.cat([getattr(row, f) for row in rows]) for f in Draw.__dataclass_fields__)
+        ).to(model.device)
+        embeddings = model.text_embeddings(self.prompts).repeat_interleave(s.batch_size, dim=0)
+        per_image = denoising(model, model.latents(posterior, draw.posterior), draw, embeddings)
+        instance_loss, prior_loss = per_image.view(2, s.batch_size).mean(1)
+        loss = instance_loss + s.prior_weight * prior_loss
+        loss.backward()
+        if s.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, s.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def _next(self, photo_set: str, count: int) -> list[int]:
+        place = self.places.get(photo_set, 0)
+        self.places[photo_set] = place + self.settings.batch_size
+        return [(place + k) % count for k in range(self.settings.batch_size)]
+
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """Return copies of all that training changes: tensors (weights, AdamW's moments), and the places as plain numbers."""
+        tensors = {f"parameter.{k}": p.detach().clone() for k, p in enumerate(self.parameters)}
+        for k, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{k}.{name}": value.clone() for name, value in moments.items()}
+        return tensors, {"places": dict(self.places)}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:
+        """Go back to a `state`."""
+        with torch.no_grad():
+            for k, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"parameter.{k}"])
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("adam."):
+                _, k, name = key.split(".")
+                moments.setdefault(int(k), {})[name] = value.clone()
+        saved = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": moments, "param_groups": saved["param_groups"]})
+        self.places = dict(facts["places"])
+
+
+def all_weights(model: LatentDiffusion) -> list[nn.Parameter]:
+    """Return what DreamBooth trains: the UNet and the text encoder."""
+    return [*model.unet.parameters(), *model.text_encoder.parameters()]

@@ -1,0 +1,115 @@
+"""What an attack ascends: per-image losses of a diffusion model on an image, as named terms whose sum is the loss."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from anticustom.diffusion import LatentDiffusion, Posterior
+from anticustom.draws import Draw
+
+# (images (n, 3, h, w) in [0, 1], their draw) -> terms, each (n,)
+Objective = Callable[[Tensor, Draw], dict[str, Tensor]]
+
+
+class Loss(Protocol):
+    def bind(
+        self, model: LatentDiffusion, *, prompt: str, clean: Posterior, start: Tensor
+    ) -> Objective:
+        """Fix what stays the same while the model stands still.
+
+        `clean` is the posterior of the clean originals, `start` the images at the start of this phase of the attack.
+        """
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """The model's own training loss ||target - prediction||^2, its mean over each image's latents."""
+
+    def bind(self, model: LatentDiffusion, *, prompt: str, **references) -> Objective:
+        with torch.no_grad():
+            embeddings = model.text_embeddings([prompt])
+
+        def objective(images: Tensor, draw: Draw) -> dict[str, Tensor]:
+            latents = model.latents(model.posterior(images), draw.posterior)
+            return {"denoising": denoising(model, latents, draw, embeddings)}
+
+        return objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureInterference:
+    """SimAC's loss: denoising + `weight` x the squared distance of high-frequency decoder features (its section 3.4).
+
+    The features are the outputs of the second convolution of every residual block of the decoder levels `up_blocks`;
+    their distance to those of the clean reference, at the same noise and timestep, is averaged over each layer, then
+    over the layers. `reference` is the clean original, or as in the released code the images at the start of the phase
+    ("phase_start"); there, too, the term is added to the loss without its gradient (`gradient=False`).
+    """
+
+    weight: float = 1.0
+    up_blocks: Sequence[int] = (3,)
+    reference: Literal["original", "phase_start"] = "original"
+    gradient: bool = True
+
+    def __post_init__(self):
+        if self.reference not in ("original", "phase_start"):
+            raise ValueError(
+                f"loss.reference={self.reference!r}: expected original or phase_start"
+            )
+        if not self.weight >= 0:
+            raise ValueError(f"loss.weight={self.weight!r}: expected a number of at least 0")
+
+    def bind(
+        self, model: LatentDiffusion, *, prompt: str, clean: Posterior, start: Tensor
+    ) -> Objective:
+        with torch.no_grad():
+            embeddings = model.text_embeddings([prompt])
+            reference = clean if self.reference == "original" else model.posterior(start)
+
+        def objective(images: Tensor, draw: Draw) -> dict[str, Tensor]:
+            with torch.no_grad(), recorded_features(model, self.up_blocks) as wanted:
+                latents = model.latents(reference, draw.clean_posterior)
+                denoising(model, latents, draw, embeddings)
+            with recorded_features(model, self.up_blocks) as features:
+                latents = model.latents(model.posterior(images), draw.posterior)
+                own = denoising(model, latents, draw, embeddings)
+            distance = torch.stack(
+                [per_image_mse(f, w) for f, w in zip(features, wanted, strict=True)]
+            ).mean(0)
+            return {
+                "denoising": own,
+                "feature": self.weight * (distance if self.gradient else distance.detach()),
+            }
+
+        return objective
+
+
+def denoising(model: LatentDiffusion, latents: Tensor, draw: Draw, embeddings: Tensor) -> Tensor:
+    """Return the diffusion loss of each image, (n,)."""
+    noisy = model.noisy(latents, draw.noise, draw.timesteps)
+    prediction = model.predict(noisy, draw.timesteps, embeddings)
+    return per_image_mse(prediction, model.target(latents, draw.noise, draw.timesteps))
+
+
+def per_image_mse(a: Tensor, b: Tensor) -> Tensor:
+    return (a.float() - b.float()).square().flatten(1).mean(1)
+
+
+@contextlib.contextmanager
+def recorded_features(model: LatentDiffusion, up_blocks: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Collect the decoder features of the forward passes made inside the `with`, in the order of the layers."""
+    features: list[Tensor] = []
+    hooks = [
+        resnet.conv2.register_forward_hook(lambda layer, inputs, output: features.append(output))
+        for index in up_blocks
+        for resnet in model.unet.up_blocks[index].resnets
+    ]
+    try:
+        yield features
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,158 @@
+"""How the surrogate moves while it is attacked: frozen, fitted first (FSMG), alternating (ASPL)."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from anticustom.diffusion import LatentDiffusion
+from anticustom.draws import Draws
+from anticustom.finetuning import EncodedPhotos, FineTuning, Trainer, all_weights, encode
+from anticustom.progress import Progress
+
+
+@dataclass
+class Surrogate:
+    """A model under attack, what it trains on, and the trainer that moves it (None for one that stands still)."""
+
+    model: LatentDiffusion
+    draws: Draws
+    trainer: Trainer | None = None
+    clean: EncodedPhotos | None = None
+    classes: EncodedPhotos | None = None
+
+    def train(
+        self,
+        photos: EncodedPhotos,
+        steps: int,
+        phase: str,
+        photo_set: str,
+        progress: Progress,
+        done: int = 0,
+        total: int | None = None,
+    ) -> None:
+        """Train `steps` on `photos`; of the attack's `total` training steps `done` were done before."""
+
+        def report(step: int, loss: Tensor) -> None:
+            progress("surrogate training", done + step + 1, total or steps, loss)
+
+        self.trainer.train(
+            photos, self.classes, steps, self.draws, phase, photo_set=photo_set, callback=report
+        )
+
+
+class SurrogateSchedule(Protocol):
+    """An attack is `iterations` times: perturb the photos inside `attackable`, then `follow`."""
+
+    iterations: int
+    training: FineTuning | None
+
+    def attackable(
+        self, surrogate: Surrogate, iteration: int, progress: Progress
+    ) -> contextlib.AbstractContextManager[None]:
+        """Bring the surrogate into the state in which this iteration attacks it; undo on leaving what is not to stay."""
+
+    def follow(
+        self,
+        surrogate: Surrogate,
+        iteration: int,
+        names: tuple[str, ...],
+        protected: Tensor,
+        progress: Progress,
+    ) -> None:
+        """Move the surrogate on after the perturbation steps."""
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The surrogate as it was loaded (AdvDM)."""
+
+    iterations: int = 1
+    training: None = None
+
+    def attackable(self, surrogate, iteration, progress):
+        return contextlib.nullcontext()
+
+    def follow(self, surrogate, iteration, names, protected, progress):
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedFirst:
+    """Fully trained surrogate model guidance (FSMG): DreamBooth on the clean set A, then one long attack."""
+
+    training: FineTuning
+    training_steps: int
+    iterations: int = 1
+
+    @contextlib.contextmanager
+    def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
+        if iteration == 0:
+            surrogate.train(surrogate.clean, self.training_steps, "fit", "clean", progress)
+        yield
+
+    def follow(self, surrogate, iteration, names, protected, progress):
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alternating:
+    """Alternating surrogate and perturbation learning (ASPL, Anti-DreamBooth's algorithm 1).
+
+    In each iteration a copy of the surrogate trains `training_steps` on the clean set A and is attacked; then the
+    surrogate itself trains as long on the photos as they are protected so far. The copy is the surrogate itself, put
+    back afterwards with its optimizer, so one model is in memory. What stays of the copy is its place in the photo sets.
+    """
+
+    training: FineTuning
+    iterations: int = 50
+    training_steps: int = 3
+
+    @contextlib.contextmanager
+    def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
+        tensors, _ = surrogate.trainer.state()
+        self._train(surrogate, surrogate.clean, iteration, "clean", progress)
+        yield
+        _, places = surrogate.trainer.state()
+        surrogate.trainer.restore(tensors, places)
+
+    def follow(self, surrogate, iteration, names, protected, progress):
+        photos = encode(surrogate.model, names, protected)
+        self._train(surrogate, photos, iteration, "protected", progress)
+
+    def _train(self, surrogate, photos, iteration, photo_set, progress) -> None:
+        before = 2 * iteration + (photo_set == "protected")
+        surrogate.train(
+            photos,
+            self.training_steps,
+            f"{iteration} train {photo_set}",
+            photo_set,
+            progress,
+            done=before * self.training_steps,
+            total=2 * self.iterations * self.training_steps,
+        )
+
+
+def start(
+    schedule: SurrogateSchedule,
+    model: LatentDiffusion,
+    draws: Draws,
+    *,
+    instance_prompt: str,
+    class_prompt: str,
+    clean: tuple[tuple[str, ...], Tensor],
+    class_images: tuple[tuple[str, ...], Tensor],
+) -> Surrogate:
+    """Return the surrogate that `schedule` moves; `clean` and `class_images` are names and images (n, 3, h, w) in [0, 1]."""
+    if schedule.training is None:
+        return Surrogate(model, draws)
+    trainer = Trainer(
+        model,
+        all_weights(model),
+        schedule.training,
+        instance_prompt=instance_prompt,
+        class_prompt=class_prompt,
+    )
+    return Surrogate(model, draws, trainer, encode(model, *clean), encode(model, *class_images))

@@ -1,0 +1,161 @@
+"""Which diffusion timesteps an attack draws: for each image a set, from which every step chooses uniformly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from anticustom.diffusion import LatentDiffusion
+from anticustom.draws import Draw, Draws, draw_batches
+from anticustom.images import project, sign_step
+from anticustom.losses import Denoising, Objective
+from anticustom.progress import Progress
+
+class TimestepPolicy(Protocol):
+    def allowed(
+        self,
+        model: LatentDiffusion,
+        images: Tensor,
+        names: Sequence[str],
+        prompt: str,
+        draws: Draws,
+        *,
+        eps: float,
+        step_size: float,
+        progress: Progress,
+    ) -> list[Tensor]:
+        """Return for each image the timesteps that the attack may draw, ascending int64."""
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """All timesteps, as AdvDM and Anti-DreamBooth do."""
+
+    def allowed(self, model, images, names, prompt, draws, **settings) -> list[Tensor]:
+        return [model.timesteps] * len(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """The timesteps from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    def __post_init__(self):
+        if not 0 <= self.low <= self.high:
+            raise ValueError(
+                f"timestep_policy.low={self.low!r}, high={self.high!r}: expected 0 <= low <= high"
+            )
+
+    def allowed(self, model, images, names, prompt, draws, **settings) -> list[Tensor]:
+        inside = model.timesteps[self.low : self.high + 1]
+        if self.high >= len(model.timesteps):
+            raise ValueError(
+                f"timestep_policy.high={self.high}: the surrogate has timesteps 0 to {len(model.timesteps) - 1}"
+            )
+        return [inside] * len(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveGreedy:
+    """SimAC's adaptive greedy search (its section 3.3): keep the timesteps at which the image's gradient is large.
+
+    Each round draws `candidates` of an image's surviving timesteps and scores them by the sum of the absolute gradient
+    of the loss with respect to the image (in [0, 1]); the window of `window` timesteps round the lowest score is deleted
+    (its centre kept `margin` away from both ends), and the image moves one step of its own trial perturbation at the
+    highest. It ends when at most `keep` survive. The trial perturbation is thrown away: only the timesteps count.
+
+    All images and candidates of a round are one batch; each image's outcome is what it would be alone.
+    """
+
+    candidates: int = 5
+    window: int = 40
+    margin: int = 20
+    keep: int = 100
+    max_rounds: int = 50
+
+    def __post_init__(self):
+        for name in ("candidates", "window", "keep", "max_rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"timestep_policy.{name}={getattr(self, name)!r}: expected at least 1"
+                )
+
+    def allowed(
+        self, model, images, names, prompt, draws, *, eps, step_size, progress
+    ) -> list[Tensor]:
+        objective = Denoising().bind(model, prompt=prompt)
+        search = [_Search(image, name, model.timesteps) for image, name in zip(images, names, strict=True)]
+        total = len(model.timesteps)
+        for round_number in range(self.max_rounds):
+            active = [one for one in search if len(one.survivors) > self.keep]
+            if not active:
+                return [one.survivors for one in search]
+            scores = self._round(model, active, objective, draws, round_number, eps, step_size)
+            left = max(len(one.survivors) for one in search)
+            progress("greedy search", min(total - left, total - self.keep), total - self.keep, scores.mean())
+        if any(len(one.survivors) > self.keep for one in search):
+            raise ValueError(
+                f"timestep_policy: more than keep={self.keep} timesteps survive max_rounds={self.max_rounds} rounds; "
+                "raise max_rounds or window"
+            )
+        return [one.survivors for one in search]
+
+    def _round(self, model, active, objective, draws, round_number, eps, step_size) -> Tensor:
+        """Score every active image's candidates, delete a window, move one step; return the scores (images, candidates)."""
+        count = self.candidates
+        # the draw after the candidates' gives the trial step its noise; its timestep is the best candidate's
+        drawn = draw_batches(
+            draws,
+            f"search {round_number}",
+            [one.name for one in active],
+            count + 1,
+            [one.survivors for one in active],
+        )
+        images = torch.stack([one.image for one in active])
+        joined = Draw(
+            *(torch.cat([getattr(d, f) for d in drawn[:count]]) for f in Draw.__dataclass_fields__)
+        )
+        repeated = images.repeat(count, 1, 1, 1)
+        gradient, _ = image_gradient_and_loss(objective, repeated, joined.to(images.device))
+        scores = gradient.abs().flatten(1).sum(1).view(count, len(active)).T.cpu()
+        candidates = joined.timesteps.view(count, len(active)).T
+        best = candidates.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+        worst = candidates.gather(1, scores.argmin(1, keepdim=True))[:, 0]
+
+        last = drawn[count]
+        trial = Draw(best, last.noise, last.posterior, last.clean_posterior).to(images.device)
+        moved = sign_step(images, image_gradient_and_loss(objective, images, trial)[0], step_size)
+        for k, one in enumerate(active):
+            one.image = project(moved[k], one.start, eps)
+            one.delete(worst[k].item(), self.window, self.margin, len(model.timesteps))
+        return scores
+
+
+@dataclass
+class _Search:
+    """One image's state in the greedy search."""
+
+    start: Tensor
+    name: str
+    survivors: Tensor
+
+    def __post_init__(self):
+        self.image = self.start
+
+    def delete(self, centre: int, window: int, margin: int, total: int) -> None:
+        centre = min(max(centre, margin), total - margin)
+        low, high = centre - window // 2, centre + window // 2
+        self.survivors = self.survivors[(self.survivors < low) | (self.survivors >= high)]
+
+
+def image_gradient_and_loss(
+    objective: Objective, images: Tensor, draw: Draw
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of each image's own loss with respect to it, (n, 3, h, w), and these losses, (n,)."""
+    images = images.detach().requires_grad_()
+    loss = sum(objective(images, draw).values())
+    return torch.autograd.grad(loss.sum(), images)[0], loss.detach()
