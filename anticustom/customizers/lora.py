@@ -1,0 +1,86 @@
+"""LoRA: low-rank updates of the attention projections of UNet and text encoder (arXiv 2106.09685)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+
+from anticustom.customizers.training import CustomizerInputs, train
+from anticustom.diffusion import LatentDiffusion
+from anticustom.draws import keyed_generator
+from anticustom.finetuning import FineTuning
+
+TARGETS = {
+    "unet": ["to_q", "to_k", "to_v", "to_out.0"],
+    "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
+}
+FILE = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Adapters of rank `rank`, with the scaling alpha / rank fixed at 1: some programs that load them assume it."""
+
+    training: FineTuning
+    steps: int
+    rank: int
+    instance_prompt: str
+    class_prompt: str
+    seed: int = 0
+
+    def customize(self, inputs: CustomizerInputs) -> list[float]:
+        """Turn `inputs.model` into the victim; return the losses."""
+        adapters = add_adapters(inputs.model, self.rank, self.seed)
+        return train(
+            inputs,
+            adapters,
+            self.training,
+            self.steps,
+            instance_prompt=self.instance_prompt,
+            class_prompt=self.class_prompt,
+        )
+
+    def save(self, model: LatentDiffusion, folder: Path) -> None:
+        """Write the adapters as diffusers' `load_lora_weights` reads them, their scaling included."""
+        states, metadata = {}, {}
+        for part in TARGETS:
+            network = getattr(model, part)
+            states[part] = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+            metadata[part] = network.peft_config["default"].to_dict()
+        StableDiffusionPipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=states["unet"],
+            text_encoder_lora_layers=states["text_encoder"],
+            unet_lora_adapter_metadata=metadata["unet"],
+            text_encoder_lora_adapter_metadata=metadata["text_encoder"],
+            weight_name=FILE,
+        )
+
+    def load(self, model: LatentDiffusion, folder: Path) -> None:
+        """Turn the base model into the victim saved in `folder`."""
+        pipeline = model.pipeline()
+        pipeline.load_lora_weights(folder, weight_name=FILE)
+
+
+def add_adapters(model: LatentDiffusion, rank: int, seed: int) -> list[nn.Parameter]:
+    """Add untrained adapters to UNet and text encoder, the same ones for the same seed; return their parameters."""
+    parameters = []
+    for part, targets in TARGETS.items():
+        network = getattr(model, part)
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+        for name, parameter in network.named_parameters():
+            if "lora_" not in name:
+                continue
+            if "lora_A" in name:  # B starts at 0
+                bound = parameter.shape[1] ** -0.5
+                generator = keyed_generator(seed, "lora", part, name)
+                drawn = parameter.new_empty(parameter.shape, device="cpu")
+                parameter.data.copy_(drawn.uniform_(-bound, bound, generator=generator))
+            parameter.requires_grad_(False)
+            parameters.append(parameter)
+    return parameters
