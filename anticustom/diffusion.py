@@ -1,10 +1,11 @@
 """Latent diffusion models in the diffusers layout; the only file that knows the range [-1, 1] and the latent scale."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -17,6 +18,9 @@ from diffusers import (
 )
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+
+EMBEDDED = Path(__file__).parent / "weights"
+Precision = Literal["float32", "mixed", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Posterior:
 class LatentDiffusion:
     """A text-to-image latent diffusion model: the surrogate of an attack, or the model that a customizer tunes.
 
-    Its networks' parameters require no gradient except while they are trained. `compute` is the dtype of autocast;
-    parameters keep the dtype that they were loaded in (float32).
+    Its networks' parameters require no gradient except while they are trained. `mixed` computes in bfloat16 over weights
+    that stay as they are.
     """
 
     vae: AutoencoderKL
@@ -43,7 +47,7 @@ class LatentDiffusion:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler: DDPMScheduler
-    compute: torch.dtype = torch.float32
+    mixed: bool = False
 
     def __post_init__(self):
         for network in (self.vae, self.unet, self.text_encoder):
@@ -59,23 +63,17 @@ class LatentDiffusion:
         return self.unet.config.in_channels, size, size
 
     @property
-    def image_size(self) -> int:
-        """Side of the images in pixels."""
-        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
-
-    @property
     def timesteps(self) -> Tensor:
         """All timesteps of training, (T,) int64 on the CPU."""
         return torch.arange(self.scheduler.config.num_train_timesteps)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        lower = self.compute != torch.float32
-        return torch.autocast(self.device.type, self.compute, enabled=lower)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
 
     def posterior(self, images: Tensor) -> Posterior:
         """Return the VAE's posterior of `images`, (n, 3, h, w) in [0, 1]; differentiable."""
         with self.autocast():
-            moments = self.vae.encode(2 * images - 1).latent_dist
+            moments = self.vae.encode((2 * images - 1).to(self.vae.dtype)).latent_dist
         return Posterior(moments.mean.float(), moments.std.float())
 
     def latents(self, posterior: Posterior, normal: Tensor) -> Tensor:
@@ -101,7 +99,7 @@ class LatentDiffusion:
         """Return the UNet's prediction in float32; one row of `embeddings` serves all images."""
         with self.autocast():
             embeddings = embeddings.expand(len(noisy), -1, -1)
-            return self.unet(noisy, timesteps, embeddings).sample.float()
+            return self.unet(noisy.to(self.unet.dtype), timesteps, embeddings).sample.float()
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return what `predict` is trained to give: the noise, or the velocity of v-prediction models."""
@@ -157,24 +155,44 @@ class LatentDiffusion:
         return images.float().cpu()
 
 
+def local_folder(path: str) -> Path | None:
+    """Return the folder that `path` names, itself or one of the embedded models; None for a repository of the hub."""
+    for folder in (Path(path), EMBEDDED / path):
+        if folder.is_dir():
+            return folder
+    return None
+
+
+def image_size(folder: Path) -> int:
+    """Return the side in pixels of the images that the model in a diffusers folder is made for."""
+    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
 def load(
     path: str,
     *,
     revision: str | None = None,
     device: torch.device | str = "cpu",
-    compute: torch.dtype = torch.float32,
+    precision: Precision = "float32",
 ) -> LatentDiffusion:
-    """Return the model in the diffusers folder `path`, or of the hub repository of that name at `revision`."""
-    source = {"revision": revision, "local_files_only": Path(path).is_dir()}
-    weights = {"use_safetensors": True, "torch_dtype": torch.float32, **source}
-    text_weights = {"use_safetensors": True, "dtype": torch.float32, **source}
+    """Return the model in the diffusers folder `path`, the embedded one of that name, or the hub's at `revision`.
+
+    `precision` is float32, mixed (bfloat16 compute, float32 weights) or bfloat16 (weights too).
+    """
+    folder = local_folder(path)
+    source = {"revision": revision, "local_files_only": folder is not None}
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+    def network(kind, part: str, dtype_name: str):
+        weights = {"subfolder": part, "use_safetensors": True, dtype_name: dtype}
+        return kind.from_pretrained(str(folder or path), **weights, **source).to(device)
+
     return LatentDiffusion(
-        vae=AutoencoderKL.from_pretrained(path, subfolder="vae", **weights).to(device),
-        unet=UNet2DConditionModel.from_pretrained(path, subfolder="unet", **weights).to(device),
-        text_encoder=CLIPTextModel.from_pretrained(
-            path, subfolder="text_encoder", **text_weights
-        ).to(device),
-        tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer", **source),
-        scheduler=DDPMScheduler.from_pretrained(path, subfolder="scheduler", **source),
-        compute=compute,
+        vae=network(AutoencoderKL, "vae", "torch_dtype"),
+        unet=network(UNet2DConditionModel, "unet", "torch_dtype"),
+        text_encoder=network(CLIPTextModel, "text_encoder", "dtype"),
+        tokenizer=CLIPTokenizer.from_pretrained(str(folder or path), subfolder="tokenizer", **source),
+        scheduler=DDPMScheduler.from_pretrained(str(folder or path), subfolder="scheduler", **source),
+        mixed=precision == "mixed",
     )

@@ -6,8 +6,7 @@ from pathlib import Path
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
+from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from anticustom.customizers.training import CustomizerInputs, train
@@ -50,7 +49,8 @@ class LoRA:
         states, metadata = {}, {}
         for part in TARGETS:
             network = getattr(model, part)
-            states[part] = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+            adapters = get_peft_model_state_dict(network, save_embedding_layers=False)
+            states[part] = convert_state_dict_to_diffusers(adapters)
             metadata[part] = network.peft_config["default"].to_dict()
         StableDiffusionPipeline.save_lora_weights(
             folder,

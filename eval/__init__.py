@@ -1,0 +1,1 @@
+"""Scoring: image folders in, rows of numbers out."""

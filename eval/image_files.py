@@ -1,0 +1,21 @@
+"""Image files as tensors."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+
+def read_image(file: Path) -> Tensor:
+    """Return one image as float32 (3, h, w) in [0, 1], upright and in RGB.
+
+    Raises ValueError when the file is missing or no image.
+    """
+    try:
+        with Image.open(file) as image:
+            image = ImageOps.exif_transpose(image).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{file} is no readable image ({error}); give a PNG or JPEG") from None
+    return pil_to_tensor(image).to(torch.float32) / 255

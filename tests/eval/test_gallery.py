@@ -1,0 +1,144 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eval.gallery import METRICS, Scorer, summarize
+from eval.identity import failures_as_0, identity_retention
+
+
+def row(prompt, similarity, ser_fiq, brisque):
+    found = similarity is not None
+    raw = 0.9 if found else None
+    return {
+        "prompt": prompt,
+        "image": "0.png",
+        "face_found": found,
+        "face_probability": 0.99 if found else None,
+        "similarity": similarity,
+        "ser_fiq_raw": raw,
+        "ser_fiq": ser_fiq,
+        "brisque": brisque,
+    }
+
+
+@pytest.fixture(scope="module")
+def photos(people):
+    return {
+        part: sorted((people[0] / part).iterdir())[:2] for part in ("set_A", "set_B", "set_C")
+    } | {"stranger": sorted((people[1] / "set_A").iterdir())[:2]}
+
+
+@pytest.fixture
+def wall(tmp_path):
+    file = tmp_path / "wall.png"
+    Image.new("RGB", (128, 128), (90, 120, 150)).save(file)
+    return file
+
+
+def test_summary_weighs_prompts_equally():
+    rows = [row("a", 0.8, 0.9, 10), row("a", None, None, 40), row("a", 0.4, 0.7, 10)]
+    rows += [row("b", 0.2, 0.5, 60)]
+    summary = summarize(rows)
+    assert summary["prompts"]["a"]["ism"] == pytest.approx(0.6)
+    assert summary["prompts"]["a"]["images"] == 3
+    assert summary["ism"] == pytest.approx((0.6 + 0.2) / 2)
+    assert summary["ism_failures_as_0"] == pytest.approx((0.4 + 0.2) / 2)
+    assert summary["fdfr"] == pytest.approx(1 / 6)
+    assert summary["brisque"] == pytest.approx((20 + 60) / 2)
+    assert summary["ser_fiq"] == pytest.approx((0.8 + 0.5) / 2)
+    assert summary["ser_fiq_failures_as_0"] == pytest.approx((1.6 / 3 + 0.5) / 2)
+
+
+def test_prompts_without_any_face():
+    summary = summarize([row("a", None, None, 80), row("b", 0.2, 0.5, 60)])
+    assert summary["prompts"]["a"]["ism"] is None
+    assert summary["ism"] == pytest.approx(0.2)
+    assert summary["ism_failures_as_0"] == pytest.approx(0.1)
+    nothing = summarize([row("a", None, None, 80)])
+    assert (nothing["ism"], nothing["ser_fiq"], nothing["fdfr"]) == (None, None, 1)
+
+
+def test_every_summary_score_is_described():
+    summary = summarize([row("a", 0.2, 0.5, 60)])
+    assert set(summary) - {"prompts"} <= set(METRICS)
+    for metric in METRICS.values():
+        assert metric["direction"] in ("lower", "higher")
+        assert isinstance(metric["backbone"], bool)
+
+
+def test_the_person_a_stranger_and_no_face(scorer, photos, wall):
+    gallery = {"same": photos["set_B"], "other": photos["stranger"], "none": [wall]}
+    rows = scorer(gallery, photos["set_A"])
+    prompts = summarize(rows)["prompts"]
+    assert prompts["same"]["ism"] > 0.6
+    assert prompts["other"]["ism"] < 0.25
+    assert prompts["none"]["fdfr"] == 1
+    assert rows[-1]["face_probability"] is rows[-1]["similarity"] is rows[-1]["ser_fiq"] is None
+    assert rows[-1]["brisque"] == 100
+    assert prompts["same"]["ser_fiq"] > 0.8
+    json.dumps(rows, allow_nan=False)
+
+
+def test_scores_do_not_depend_on_order_or_neighbours(scorer, photos):
+    files = photos["set_B"]
+    together = scorer({"p": files}, photos["set_A"])
+    backwards = Scorer()({"p": files[::-1]}, photos["set_A"])
+    assert together == backwards[::-1]
+
+
+def test_identity_retention_of_real_photos(scorer, photos):
+    mean = {
+        part: failures_as_0(scorer.similarity_of(photos[part], photos["set_A"]))
+        for part in ("set_B", "set_C", "stranger")
+    }
+    retention = identity_retention(mean["set_B"], mean["stranger"], mean["set_C"])
+    assert retention == pytest.approx(1, abs=0.35)
+
+
+def test_what_is_switched_off_is_missing(photos):
+    rows = Scorer(brisque=False, ser_fiq=False)({"p": photos["set_B"][:1]}, photos["set_A"])
+    assert set(rows[0]) == {"prompt", "image", "face_found", "face_probability", "similarity"}
+    assert set(summarize(rows)) == {"ism", "ism_failures_as_0", "fdfr", "prompts"}
+
+
+def test_a_reference_without_a_face_is_refused(scorer, wall):
+    with pytest.raises(ValueError, match=r"no face found in any of the 1 reference .*wall\.png"):
+        scorer({"p": [wall]}, [wall])
+
+
+def test_an_empty_gallery_is_refused(scorer, wall):
+    with pytest.raises(ValueError, match=r"no images for \['p'\]"):
+        scorer({"p": []}, [wall])
+    with pytest.raises(ValueError, match="no images for any prompt"):
+        scorer({}, [wall])
+
+
+def test_bad_settings_are_refused_at_once():
+    with pytest.raises(ValueError, match="backbone=arcface"):
+        Scorer(backbone="arcface")
+    with pytest.raises(ValueError, match="pyiqa has no metric"):
+        Scorer(pyiqa=["brisk"])
+
+
+def test_scoring_prints_nothing(wall):
+    script = """
+import logging, sys, warnings
+from pathlib import Path
+logging.basicConfig(level=logging.INFO)
+warnings.simplefilter("default")
+from eval.gallery import Scorer
+from eval.perceptibility import perceptibility
+file = Path(sys.argv[1])
+scorer = Scorer(pyiqa=["entropy"])
+scorer._row(file, None)
+perceptibility([file], [file])
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(wall)], cwd=root, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

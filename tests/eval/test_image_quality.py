@@ -1,0 +1,89 @@
+import io
+from urllib.error import URLError
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+from eval.image_quality import FLAT, Brisque, PyIQA
+
+
+def tensor(image: Image.Image) -> torch.Tensor:
+    return pil_to_tensor(image.convert("RGB")).float() / 255
+
+
+def texture(size: int) -> torch.Tensor:
+    y, x = torch.meshgrid(*[torch.arange(float(size))] * 2, indexing="ij")
+    waves = torch.sin(x / 5 + y / 3) + torch.cos(x * y / 300)
+    return (0.5 + 0.2 * waves).clamp(0, 1).expand(3, size, size)
+
+
+def test_compression_scores_worse_than_the_photo(people):
+    natural, compressed = scores_before_and_after_compression(people, 512)
+    assert sum(natural) / 4 < 25
+    assert sum(compressed) / 4 > 45
+    assert all(after > before + 10 for before, after in zip(natural, compressed, strict=True))
+
+
+def test_small_images_are_scored_too(people):
+    natural, compressed = scores_before_and_after_compression(people, 64)
+    assert sum(natural) / 4 < 30
+    assert sum(compressed) / 4 > sum(natural) / 4 + 10
+
+
+def scores_before_and_after_compression(people, size):
+    brisque = Brisque()
+    natural, compressed = [], []
+    for file in [f for person in people for f in sorted((person / "set_A").iterdir())[:2]]:
+        photo = Image.open(file).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+        encoded = io.BytesIO()
+        photo.save(encoded, "JPEG", quality=10)
+        natural.append(brisque(tensor(photo)))
+        compressed.append(brisque(tensor(Image.open(encoded))))
+    return natural, compressed
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_noise_scores_near_the_bad_end(size):
+    noise = torch.rand(3, size, size, generator=torch.Generator().manual_seed(0))
+    assert 80 < Brisque()(noise) < 110
+
+
+def test_images_without_texture():
+    stripes = torch.zeros(3, 64, 64)
+    stripes[:, ::2] = 1
+    for image in (torch.zeros(3, 64, 64), torch.full((3, 64, 64), 0.5), stripes):
+        assert Brisque()(image) == FLAT == 100
+
+
+def test_the_score_does_not_drift():
+    assert Brisque()(texture(96)) == pytest.approx(70.03, abs=0.05)
+
+
+def test_pyiqa_by_name():
+    image = texture(64)
+    ssim = PyIQA("ssim")
+    assert ssim(image, image) == pytest.approx(1)
+    assert ssim(image, image.flip(-1)) < 0.9
+    assert ssim.direction == "lower"
+    assert PyIQA("psnr")(image, (image + 0.1).clamp(0, 1)) == pytest.approx(20, abs=1)
+
+
+def test_unknown_metric_is_refused():
+    with pytest.raises(ValueError, match="pyiqa has no metric 'brisk'"):
+        PyIQA("brisk")
+
+
+def test_missing_weights_are_one_line(monkeypatch, tmp_path, capsys):
+    from pyiqa.utils import download_util
+
+    def no_network(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(download_util, "DEFAULT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(download_util, "download_url_to_file", no_network)
+    with pytest.raises(ValueError, match="'niqe' of pyiqa cannot be loaded") as error:
+        PyIQA("niqe")
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""

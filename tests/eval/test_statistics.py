@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+
+from eval.statistics import adjusted_p_values, estimate, paired_comparison
+
+
+def test_interval_of_normal_values():
+    values = np.random.default_rng(1).normal(0.4, 0.1, 50)
+    found = estimate(values.tolist())
+    half = 1.96 * values.std(ddof=1) / 50**0.5
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.004)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.004)
+    assert found.n == 50
+
+
+def test_interval_follows_the_seed():
+    values = np.random.default_rng(2).exponential(size=15).tolist()
+    assert estimate(values) == estimate(values)
+    assert estimate(values) != estimate(values, seed=1)
+
+
+def test_few_or_equal_values():
+    alone = estimate([0.3])
+    assert (alone.mean, alone.low, alone.high, alone.n) == (0.3, None, None, 1)
+    equal = estimate([0.5, 0.5, 0.5])
+    assert (equal.mean, equal.low, equal.high) == (0.5, 0.5, 0.5)
+    two = estimate([0.2, 0.4])
+    assert 0.2 <= two.low <= two.mean <= two.high <= 0.4
+
+
+def test_what_was_not_measured_is_left_out():
+    assert estimate([0.2, None, 0.4]) == estimate([0.2, 0.4])
+    nothing = estimate([None])
+    assert (nothing.mean, nothing.low, nothing.n) == (None, None, 0)
+
+
+def test_paired_comparison_of_known_values():
+    a, b = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1], [0.5] * 6
+    always = paired_comparison(a, b)
+    assert always.p_value == pytest.approx(2 / 2**6)  # the exact two-sided test
+    assert always.effect == 1
+    assert always.difference.mean == pytest.approx(0.35)
+    assert paired_comparison(b, a).effect == -1
+    # differences 1, 2, -3: ranks 1 + 2 against 3
+    assert paired_comparison([1, 2, 0], [0, 0, 3]).effect == pytest.approx(0)
+
+
+def test_paired_comparison_without_differences_or_pairs():
+    same = paired_comparison([0.1, 0.2], [0.1, 0.2])
+    assert (same.p_value, same.effect, same.difference.mean) == (1, 0, 0)
+    none = paired_comparison([None, 0.1], [0.2, None])
+    assert (none.p_value, none.effect, none.difference.n) == (None, None, 0)
+
+
+def test_adjusted_p_values():
+    # Benjamini-Hochberg: p * m / rank, then monotonic from the largest down
+    assert adjusted_p_values([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    assert adjusted_p_values([]) == []
