@@ -1,4 +1,6 @@
-"""Protect, customize, evaluate: `python run.py attack=simac dataset=vggface2`. `python run.py --help` shows the choices."""
+"""Protect, customize, evaluate: `python run.py attack=simac dataset=vggface2`. `python run.py
+--help` shows the choices.
+"""
 
 import hydra
 from omegaconf import DictConfig
@@ -6,7 +8,11 @@ from omegaconf import DictConfig
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
-    from experiments.pipeline import run  # after --help, which needs none of it
+    # after --help, which needs none of it; libraries are silenced before they are imported
+    from experiments.terminal import quiet_libraries
+
+    quiet_libraries()
+    from experiments.pipeline import run
 
     run(config)
 

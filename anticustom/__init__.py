@@ -1,1 +1,3 @@
-"""The methods: attacks, surrogates, losses, timestep policies, customizers. Tensors and models in, tensors and weights out."""
+"""The methods: attacks, surrogates, losses, timestep policies, customizers. Tensors and models in,
+tensors and weights out.
+"""

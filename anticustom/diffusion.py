@@ -1,4 +1,6 @@
-"""Latent diffusion models in the diffusers layout; the only file that knows the range [-1, 1] and the latent scale."""
+"""Latent diffusion models in the diffusers layout; the only file that knows the range [-1, 1] and
+the latent scale.
+"""
 
 import contextlib
 import json
@@ -36,10 +38,11 @@ class Posterior:
 
 @dataclass
 class LatentDiffusion:
-    """A text-to-image latent diffusion model: the surrogate of an attack, or the model that a customizer tunes.
+    """A text-to-image latent diffusion model: the surrogate of an attack, or the model that a
+    customizer tunes.
 
-    Its networks' parameters require no gradient except while they are trained. `mixed` computes in bfloat16 over weights
-    that stay as they are.
+    Its networks' parameters require no gradient except while they are trained. `mixed` computes in
+    bfloat16 over weights that stay as they are.
     """
 
     vae: AutoencoderKL
@@ -77,7 +80,9 @@ class LatentDiffusion:
         return Posterior(moments.mean.float(), moments.std.float())
 
     def latents(self, posterior: Posterior, normal: Tensor) -> Tensor:
-        """Return scaled latents sampled from `posterior` with the standard normal numbers `normal`."""
+        """Return scaled latents sampled from `posterior` with the standard normal numbers
+        `normal`.
+        """
         return (posterior.mean + posterior.std * normal) * self.vae.config.scaling_factor
 
     def text_embeddings(self, prompts: list[str]) -> Tensor:
@@ -102,7 +107,9 @@ class LatentDiffusion:
             return self.unet(noisy.to(self.unet.dtype), timesteps, embeddings).sample.float()
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what `predict` is trained to give: the noise, or the velocity of v-prediction models."""
+        """Return what `predict` is trained to give: the noise, or the velocity of v-prediction
+        models.
+        """
         if self.scheduler.config.prediction_type == "v_prediction":
             return self.scheduler.get_velocity(latents, noise, timesteps)
         return noise
@@ -133,9 +140,11 @@ class LatentDiffusion:
         scheduler: str,
         callback: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Return images (n, 3, h, w) in [0, 1] sampled from the initial latents `noise`, standard normal (n, c, h, w).
+        """Return images (n, 3, h, w) in [0, 1] sampled from the initial latents `noise`, standard
+        normal (n, c, h, w).
 
-        `scheduler` names a sampler class of diffusers without noise of its own, such as "DDIMScheduler".
+        `scheduler` names a sampler class of diffusers without noise of its own, such as
+        "DDIMScheduler".
         """
         pipeline = self.pipeline(getattr(diffusers, scheduler).from_config(self.scheduler.config))
 
@@ -156,7 +165,9 @@ class LatentDiffusion:
 
 
 def local_folder(path: str) -> Path | None:
-    """Return the folder that `path` names, itself or one of the embedded models; None for a repository of the hub."""
+    """Return the folder that `path` names, itself or one of the embedded models; None for a
+    repository of the hub.
+    """
     for folder in (Path(path), EMBEDDED / path):
         if folder.is_dir():
             return folder
@@ -165,7 +176,9 @@ def local_folder(path: str) -> Path | None:
 
 def image_size(folder: Path) -> int:
     """Return the side in pixels of the images that the model in a diffusers folder is made for."""
-    unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
+    unet, vae = (
+        json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae")
+    )
     return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
@@ -176,7 +189,8 @@ def load(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
 ) -> LatentDiffusion:
-    """Return the model in the diffusers folder `path`, the embedded one of that name, or the hub's at `revision`.
+    """Return the model in the diffusers folder `path`, the embedded one of that name, or the hub's
+    at `revision`.
 
     `precision` is float32, mixed (bfloat16 compute, float32 weights) or bfloat16 (weights too).
     """
@@ -192,7 +206,11 @@ def load(
         vae=network(AutoencoderKL, "vae", "torch_dtype"),
         unet=network(UNet2DConditionModel, "unet", "torch_dtype"),
         text_encoder=network(CLIPTextModel, "text_encoder", "dtype"),
-        tokenizer=CLIPTokenizer.from_pretrained(str(folder or path), subfolder="tokenizer", **source),
-        scheduler=DDPMScheduler.from_pretrained(str(folder or path), subfolder="scheduler", **source),
+        tokenizer=CLIPTokenizer.from_pretrained(
+            str(folder or path), subfolder="tokenizer", **source
+        ),
+        scheduler=DDPMScheduler.from_pretrained(
+            str(folder or path), subfolder="scheduler", **source
+        ),
         mixed=precision == "mixed",
     )

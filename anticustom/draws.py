@@ -1,4 +1,6 @@
-"""Randomness: every random number is keyed by what it is for, so that it can be repeated, and replaced by a recording."""
+"""Randomness: every random number is keyed by what it is for, so that it can be repeated, and
+replaced by a recording.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,8 +14,9 @@ from torch import Tensor
 class Draw:
     """The random numbers of diffusion losses: one row per image, or per step of one image.
 
-    `timesteps` (n,) int64 in [0, T); the others (n, c, h, w) standard normal: `posterior` samples the VAE's posterior of
-    the image, `clean_posterior` that of its clean reference, `noise` is the diffusion noise.
+    `timesteps` (n,) int64 in [0, T); the others (n, c, h, w) standard normal: `posterior` samples
+    the VAE's posterior of the image, `clean_posterior` that of its clean reference, `noise` is the
+    diffusion noise.
     """
 
     timesteps: Tensor
@@ -28,7 +31,8 @@ class Draw:
         return Draw(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-# (phase, image name, number of steps, the timesteps to choose from) -> one row per step of that image
+# (phase, image name, number of steps, the timesteps to choose from) -> one row per step of that
+# image
 Draws = Callable[[str, str, int, Tensor], Draw]
 
 
@@ -40,7 +44,8 @@ def keyed_generator(*key: object) -> torch.Generator:
 
 @dataclass(frozen=True)
 class SeededDraws:
-    """Draws keyed by (seed, identity, image name, phase): neither batching nor other identities change them.
+    """Draws keyed by (seed, identity, image name, phase): neither batching nor other identities
+    change them.
 
     `latent_shape` is (c, h, w).
     """
@@ -59,7 +64,9 @@ class SeededDraws:
 def draw_batches(
     draws: Draws, phase: str, names: Sequence[str], count: int, allowed: Sequence[Tensor]
 ) -> list[Draw]:
-    """Return `count` draws, each with one row per image of `names`; `allowed[i]` are the timesteps of image i."""
+    """Return `count` draws, each with one row per image of `names`; `allowed[i]` are the timesteps
+    of image i.
+    """
     rows = [draws(phase, name, count, steps) for name, steps in zip(names, allowed, strict=True)]
     fields = Draw.__dataclass_fields__
     return [

@@ -1,4 +1,6 @@
-"""Fine-tuning with prior preservation (DreamBooth's loss): how surrogates move, and how customizers train."""
+"""Fine-tuning with prior preservation (DreamBooth's loss): how surrogates move, and how
+customizers train.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,9 @@ from anticustom.losses import denoising
 
 @dataclass(frozen=True)
 class EncodedPhotos:
-    """Photos as a fine-tuning sees them: their names and the VAE posteriors, computed once because the VAE stands still."""
+    """Photos as a fine-tuning sees them: their names and the VAE posteriors, computed once because
+    the VAE stands still.
+    """
 
     names: tuple[str, ...]
     posterior: Posterior
@@ -24,7 +28,9 @@ class EncodedPhotos:
 
 
 @torch.no_grad()
-def encode(model: LatentDiffusion, names: Sequence[str], images: Tensor, batch: int = 8) -> EncodedPhotos:
+def encode(
+    model: LatentDiffusion, names: Sequence[str], images: Tensor, batch: int = 8
+) -> EncodedPhotos:
     """Return the photos `images` (n, 3, h, w) encoded for fine-tuning, `batch` at a time."""
     parts = [model.posterior(chunk.to(model.device)) for chunk in images.split(batch)]
     posterior = Posterior(torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts]))
@@ -35,9 +41,10 @@ def encode(model: LatentDiffusion, names: Sequence[str], images: Tensor, batch: 
 class FineTuning:
     """Settings of a fine-tuning: AdamW on instance and class images, `batch_size` of each a step.
 
-    `order="continue"` goes through all images in turn across calls, `"restart"` begins at the first image in every call;
-    `optimizer="keep"` carries AdamW's state across calls, `"per_call"` rebuilds it. Anti-DreamBooth's released code
-    restarts and rebuilds (every three steps), and clips no gradient.
+    `order="continue"` goes through all images in turn across calls, `"restart"` begins at the
+    first image in every call; `optimizer="keep"` carries AdamW's state across calls, `"per_call"`
+    rebuilds it. Anti- DreamBooth's released code restarts and rebuilds (every three steps), and
+    clips no gradient.
     """
 
     learning_rate: float
@@ -60,7 +67,9 @@ class FineTuning:
 
 
 class Trainer:
-    """Trains `parameters` of `model`; holds what continues across calls: AdamW's state and the place in each photo set."""
+    """Trains `parameters` of `model`; holds what continues across calls: AdamW's state and the
+    place in each photo set.
+    """
 
     def __init__(
         self,
@@ -101,10 +110,11 @@ class Trainer:
         first_step: int = 0,
         callback: Callable[[int, Tensor], None] = lambda step, loss: None,
     ) -> Tensor:
-        """Train from step `first_step` up to `steps`; return the losses, one per step (on the model's device).
+        """Train from step `first_step` up to `steps`; return the losses, one per step (on the
+        model's device).
 
-        `photo_set` names the instances' place that continues across calls; the draws of a step are keyed by `phase` and
-        the step's number. `callback(step, loss)` runs after every step.
+        `photo_set` names the instances' place that continues across calls; the draws of a step are
+        keyed by `phase` and the step's number. `callback(step, loss)` runs after every step.
         """
         if self.settings.optimizer == "per_call" and first_step == 0:
             self.optimizer = self._new_optimizer()
@@ -129,7 +139,12 @@ class Trainer:
         chosen_class = self._next("class", len(classes))
         posterior = Posterior(
             *(
-                torch.cat([getattr(instances.posterior, f)[chosen], getattr(classes.posterior, f)[chosen_class]])
+                torch.cat(
+                    [
+                        getattr(instances.posterior, f)[chosen],
+                        getattr(classes.posterior, f)[chosen_class],
+                    ]
+                )
                 for f in ("mean", "std")
             )
         )
@@ -156,7 +171,9 @@ class Trainer:
         return [(place + k) % count for k in range(self.settings.batch_size)]
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """Return copies of all that training changes: tensors (weights, AdamW's moments), and the places as plain numbers."""
+        """Return copies of all that training changes: tensors (weights, AdamW's moments), and the
+        places as plain numbers.
+        """
         tensors = {f"parameter.{k}": p.detach().clone() for k, p in enumerate(self.parameters)}
         for k, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{k}.{name}": value.clone() for name, value in moments.items()}

@@ -1,4 +1,6 @@
-"""What an attack ascends: per-image losses of a diffusion model on an image, as named terms whose sum is the loss."""
+"""What an attack ascends: per-image losses of a diffusion model on an image, as named terms whose
+sum is the loss.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +23,16 @@ class Loss(Protocol):
     ) -> Objective:
         """Fix what stays the same while the model stands still.
 
-        `clean` is the posterior of the clean originals, `start` the images at the start of this phase of the attack.
+        `clean` is the posterior of the clean originals, `start` the images at the start of this
+        phase of the attack.
         """
 
 
 @dataclass(frozen=True)
 class Denoising:
-    """The model's own training loss ||target - prediction||^2, its mean over each image's latents."""
+    """The model's own training loss ||target - prediction||^2, its mean over each image's
+    latents.
+    """
 
     def bind(self, model: LatentDiffusion, *, prompt: str, **references) -> Objective:
         with torch.no_grad():
@@ -42,12 +47,14 @@ class Denoising:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureInterference:
-    """SimAC's loss: denoising + `weight` x the squared distance of high-frequency decoder features (its section 3.4).
+    """SimAC's loss: denoising + `weight` x the squared distance of high-frequency decoder features
+    (its section 3.4).
 
-    The features are the outputs of the second convolution of every residual block of the decoder levels `up_blocks`;
-    their distance to those of the clean reference, at the same noise and timestep, is averaged over each layer, then
-    over the layers. `reference` is the clean original, or as in the released code the images at the start of the phase
-    ("phase_start"); there, too, the term is added to the loss without its gradient (`gradient=False`).
+    The features are the outputs of the second convolution of every residual block of the decoder
+    levels `up_blocks`; their distance to those of the clean reference, at the same noise and
+    timestep, is averaged over each layer, then over the layers. `reference` is the clean original,
+    or as in the released code the images at the start of the phase ("phase_start"); there, too,
+    the term is added to the loss without its gradient (`gradient=False`).
     """
 
     weight: float = 1.0
@@ -57,9 +64,7 @@ class FeatureInterference:
 
     def __post_init__(self):
         if self.reference not in ("original", "phase_start"):
-            raise ValueError(
-                f"loss.reference={self.reference!r}: expected original or phase_start"
-            )
+            raise ValueError(f"loss.reference={self.reference!r}: expected original or phase_start")
         if not self.weight >= 0:
             raise ValueError(f"loss.weight={self.weight!r}: expected a number of at least 0")
 
@@ -101,7 +106,9 @@ def per_image_mse(a: Tensor, b: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def recorded_features(model: LatentDiffusion, up_blocks: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Collect the decoder features of the forward passes made inside the `with`, in the order of the layers."""
+    """Collect the decoder features of the forward passes made inside the `with`, in the order of
+    the layers.
+    """
     features: list[Tensor] = []
     hooks = [
         resnet.conv2.register_forward_hook(lambda layer, inputs, output: features.append(output))

@@ -1,4 +1,6 @@
-"""How long work tells of itself and keeps its state; the methods know nothing of terminals or folders."""
+"""How long work tells of itself and keeps its state; the methods know nothing of terminals or
+folders.
+"""
 
 from typing import Protocol
 
@@ -7,7 +9,9 @@ from torch import Tensor
 
 class Progress(Protocol):
     def __call__(self, what: str, done: int, total: int, loss: Tensor | None = None) -> None:
-        """`done` of `total` steps of `what` are done; `loss` is the last step's, a scalar still on its device."""
+        """`done` of `total` steps of `what` are done; `loss` is the last step's, a scalar still on
+        its device.
+        """
 
 
 class Checkpoint(Protocol):

@@ -15,7 +15,9 @@ from anticustom.progress import Progress
 
 @dataclass
 class Surrogate:
-    """A model under attack, what it trains on, and the trainer that moves it (None for one that stands still)."""
+    """A model under attack, what it trains on, and the trainer that moves it (None for one that
+    stands still).
+    """
 
     model: LatentDiffusion
     draws: Draws
@@ -33,7 +35,9 @@ class Surrogate:
         done: int = 0,
         total: int | None = None,
     ) -> None:
-        """Train `steps` on `photos`; of the attack's `total` training steps `done` were done before."""
+        """Train `steps` on `photos`; of the attack's `total` training steps `done` were done
+        before.
+        """
 
         def report(step: int, loss: Tensor) -> None:
             progress("surrogate training", done + step + 1, total or steps, loss)
@@ -52,7 +56,9 @@ class SurrogateSchedule(Protocol):
     def attackable(
         self, surrogate: Surrogate, iteration: int, progress: Progress
     ) -> contextlib.AbstractContextManager[None]:
-        """Bring the surrogate into the state in which this iteration attacks it; undo on leaving what is not to stay."""
+        """Bring the surrogate into the state in which this iteration attacks it; undo on leaving
+        what is not to stay.
+        """
 
     def follow(
         self,
@@ -81,7 +87,9 @@ class Frozen:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedFirst:
-    """Fully trained surrogate model guidance (FSMG): DreamBooth on the clean set A, then one long attack."""
+    """Fully trained surrogate model guidance (FSMG): DreamBooth on the clean set A, then one long
+    attack.
+    """
 
     training: FineTuning
     training_steps: int
@@ -101,9 +109,10 @@ class FittedFirst:
 class Alternating:
     """Alternating surrogate and perturbation learning (ASPL, Anti-DreamBooth's algorithm 1).
 
-    In each iteration a copy of the surrogate trains `training_steps` on the clean set A and is attacked; then the
-    surrogate itself trains as long on the photos as they are protected so far. The copy is the surrogate itself, put
-    back afterwards with its optimizer, so one model is in memory. What stays of the copy is its place in the photo sets.
+    In each iteration a copy of the surrogate trains `training_steps` on the clean set A and is
+    attacked; then the surrogate itself trains as long on the photos as they are protected so far.
+    The copy is the surrogate itself, put back afterwards with its optimizer, so one model is in
+    memory. What stays of the copy is its place in the photo sets.
     """
 
     training: FineTuning
@@ -145,7 +154,9 @@ def start(
     clean: tuple[tuple[str, ...], Tensor],
     class_images: tuple[tuple[str, ...], Tensor],
 ) -> Surrogate:
-    """Return the surrogate that `schedule` moves; `clean` and `class_images` are names and images (n, 3, h, w) in [0, 1]."""
+    """Return the surrogate that `schedule` moves; `clean` and `class_images` are names and images
+    (n, 3, h, w) in [0, 1].
+    """
     if schedule.training is None:
         return Surrogate(model, draws)
     trainer = Trainer(

@@ -1,4 +1,6 @@
-"""Which diffusion timesteps an attack draws: for each image a set, from which every step chooses uniformly."""
+"""Which diffusion timesteps an attack draws: for each image a set, from which every step chooses
+uniformly.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from anticustom.draws import Draw, Draws, draw_batches
 from anticustom.images import project, sign_step
 from anticustom.losses import Denoising, Objective
 from anticustom.progress import Progress
+
 
 class TimestepPolicy(Protocol):
     def allowed(
@@ -54,21 +57,25 @@ class Interval:
         inside = model.timesteps[self.low : self.high + 1]
         if self.high >= len(model.timesteps):
             raise ValueError(
-                f"timestep_policy.high={self.high}: the surrogate has timesteps 0 to {len(model.timesteps) - 1}"
+                f"timestep_policy.high={self.high}: the surrogate has timesteps 0 to "
+                f"{len(model.timesteps) - 1}"
             )
         return [inside] * len(images)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveGreedy:
-    """SimAC's adaptive greedy search (its section 3.3): keep the timesteps at which the image's gradient is large.
+    """SimAC's adaptive greedy search (its section 3.3): keep the timesteps at which the image's
+    gradient is large.
 
-    Each round draws `candidates` of an image's surviving timesteps and scores them by the sum of the absolute gradient
-    of the loss with respect to the image (in [0, 1]); the window of `window` timesteps round the lowest score is deleted
-    (its centre kept `margin` away from both ends), and the image moves one step of its own trial perturbation at the
-    highest. It ends when at most `keep` survive. The trial perturbation is thrown away: only the timesteps count.
+    Each round draws `candidates` of an image's surviving timesteps and scores them by the sum of
+    the absolute gradient of the loss with respect to the image (in [0, 1]); the window of `window`
+    timesteps round the lowest score is deleted (its centre kept `margin` away from both ends), and
+    the image moves one step of its own trial perturbation at the highest. It ends when at most
+    `keep` survive. The trial perturbation is thrown away: only the timesteps count.
 
-    All images and candidates of a round are one batch; each image's outcome is what it would be alone.
+    All images and candidates of a round are one batch; each image's outcome is what it would be
+    alone.
     """
 
     candidates: int = 5
@@ -88,7 +95,9 @@ class AdaptiveGreedy:
         self, model, images, names, prompt, draws, *, eps, step_size, progress
     ) -> list[Tensor]:
         objective = Denoising().bind(model, prompt=prompt)
-        search = [_Search(image, name, model.timesteps) for image, name in zip(images, names, strict=True)]
+        search = [
+            _Search(image, name, model.timesteps) for image, name in zip(images, names, strict=True)
+        ]
         total = len(model.timesteps)
         for round_number in range(self.max_rounds):
             active = [one for one in search if len(one.survivors) > self.keep]
@@ -96,18 +105,27 @@ class AdaptiveGreedy:
                 return [one.survivors for one in search]
             scores = self._round(model, active, objective, draws, round_number, eps, step_size)
             left = max(len(one.survivors) for one in search)
-            progress("greedy search", min(total - left, total - self.keep), total - self.keep, scores.mean())
+            progress(
+                "greedy search",
+                min(total - left, total - self.keep),
+                total - self.keep,
+                scores.mean(),
+            )
         if any(len(one.survivors) > self.keep for one in search):
             raise ValueError(
-                f"timestep_policy: more than keep={self.keep} timesteps survive max_rounds={self.max_rounds} rounds; "
+                f"timestep_policy: more than keep={self.keep} timesteps survive "
+                f"max_rounds={self.max_rounds} rounds; "
                 "raise max_rounds or window"
             )
         return [one.survivors for one in search]
 
     def _round(self, model, active, objective, draws, round_number, eps, step_size) -> Tensor:
-        """Score every active image's candidates, delete a window, move one step; return the scores (images, candidates)."""
+        """Score every active image's candidates, delete a window, move one step; return the scores
+        (images, candidates).
+        """
         count = self.candidates
-        # the draw after the candidates' gives the trial step its noise; its timestep is the best candidate's
+        # the draw after the candidates' gives the trial step its noise; its timestep is
+        # the best candidate's
         drawn = draw_batches(
             draws,
             f"search {round_number}",
@@ -155,7 +173,9 @@ class _Search:
 def image_gradient_and_loss(
     objective: Objective, images: Tensor, draw: Draw
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient of each image's own loss with respect to it, (n, 3, h, w), and these losses, (n,)."""
+    """Return the gradient of each image's own loss with respect to it, (n, 3, h, w), and these
+    losses, (n,).
+    """
     images = images.detach().requires_grad_()
     loss = sum(objective(images, draw).values())
     return torch.autograd.grad(loss.sum(), images)[0], loss.detach()

@@ -1,4 +1,6 @@
-"""Attacks that attack nothing: the unprotected photos, the placebo, and photos that somebody else protected."""
+"""Attacks that attack nothing: the unprotected photos, the placebo, and photos that somebody else
+protected.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,9 @@ class NoAttack:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """The placebo: random signs times `eps` grey levels, the control that every method must beat."""
+    """The placebo: random signs times `eps` grey levels, the control that every method must
+    beat.
+    """
 
     eps: float
     needs_surrogate: ClassVar[bool] = False
@@ -37,7 +41,10 @@ class Noise:
         signs = torch.stack(
             [
                 torch.randint(
-                    0, 2, photo.shape, generator=keyed_generator(inputs.seed, inputs.identity, name, "noise")
+                    0,
+                    2,
+                    photo.shape,
+                    generator=keyed_generator(inputs.seed, inputs.identity, name, "noise"),
                 )
                 for name, photo in zip(inputs.names, inputs.photos, strict=True)
             ]
@@ -47,10 +54,11 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True)
 class Precomputed:
-    """Photos of set B that somebody else protected: `root/<identity>/<photo>` or, for one identity, `root/<photo>`.
+    """Photos of set B that somebody else protected: `root/<identity>/<photo>` or, for one
+    identity, `root/<photo>`.
 
-    Files are matched to the photos by name without its suffix. `eps` is the budget that they claim, in grey levels: a
-    file that exceeds it is refused.
+    Files are matched to the photos by name without its suffix. `eps` is the budget that they
+    claim, in grey levels: a file that exceeds it is refused.
     """
 
     root: str
@@ -71,7 +79,8 @@ class Precomputed:
         for name, levels in zip(inputs.names, change.tolist(), strict=True):
             if round(levels) > self.eps:
                 raise ValueError(
-                    f"{folder}: the protected {name} differs from the clean photo by {round(levels)} grey levels, "
+                    f"{folder}: the protected {name} differs from the clean photo by "
+                    f"{round(levels)} grey levels, "
                     f"more than attack.eps={self.eps:g}: raise attack.eps, or protect at {size} px"
                 )
         return images
@@ -81,6 +90,7 @@ class Precomputed:
         files = [f for f in sorted(folder.iterdir()) if f.stem == Path(name).stem]
         if len(files) != 1:
             raise ValueError(
-                f"{folder}: expected one file named {Path(name).stem}.png, as the photo to protect is; found {len(files)}"
+                f"{folder}: expected one file named {Path(name).stem}.png, as the photo to "
+                f"protect is; found {len(files)}"
             )
         return files[0]

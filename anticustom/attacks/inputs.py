@@ -15,8 +15,9 @@ from anticustom.progress import Checkpoint, NoCheckpoint, Progress, silent
 class AttackInputs:
     """One identity's photos and what it takes to attack a surrogate with them.
 
-    `photos` (n, 3, h, w) in [0, 1] is set B, with its `names`; `clean_set` and `class_images` are names and images.
-    Models and class images are made when an attack first asks for them; the model is the attack's to change.
+    `photos` (n, 3, h, w) in [0, 1] is set B, with its `names`; `clean_set` and `class_images` are
+    names and images. Models and class images are made when an attack first asks for them; the
+    model is the attack's to change.
     """
 
     identity: str

@@ -1,4 +1,6 @@
-"""Projected gradient ascent against a surrogate: FSMG, ASPL, AdvDM, SimAC and their recombinations."""
+"""Projected gradient ascent against a surrogate: FSMG, ASPL, AdvDM, SimAC and their
+recombinations.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,10 +19,12 @@ from anticustom.timestep_policies import TimestepPolicy, image_gradient_and_loss
 
 @dataclass(frozen=True, kw_only=True)
 class PGD:
-    """Sign steps up the loss of a surrogate, which its schedule moves between the phases of the attack.
+    """Sign steps up the loss of a surrogate, which its schedule moves between the phases of the
+    attack.
 
-    `eps` (L-infinity radius) and `step_size` are in grey levels, `steps` counts the perturbation steps of each of the
-    schedule's iterations. The timestep policy is asked once, with the surrogate as it was loaded.
+    `eps` (L-infinity radius) and `step_size` are in grey levels, `steps` counts the perturbation
+    steps of each of the schedule's iterations. The timestep policy is asked once, with the
+    surrogate as it was loaded.
     """
 
     eps: float
@@ -43,7 +47,8 @@ class PGD:
             raise ValueError(f"attack.steps={self.steps!r}: expected at least 1")
 
     def __call__(self, inputs: AttackInputs) -> Tensor:
-        """Return protected images: float32 (n, 3, h, w) in [0, 1] on the CPU, within eps of `inputs.photos`.
+        """Return protected images: float32 (n, 3, h, w) in [0, 1] on the CPU, within eps of
+        `inputs.photos`.
 
         Raises FloatingPointError when a loss is not finite.
         """
@@ -101,7 +106,8 @@ class PGD:
             step, image = (~finite).nonzero()[0].tolist()
             raise FloatingPointError(
                 f"the loss is not finite at iteration {iteration}, perturbation step {step}, photo "
-                f"{inputs.names[image]}: try precision=float32, or a lower learning rate of the surrogate"
+                f"{inputs.names[image]}: try precision=float32, or a lower learning rate of the "
+                "surrogate"
             )
         return protected
 

@@ -1,1 +1,3 @@
-"""Customizers: the adversary's ways to teach a model a person from four photos. One file per way."""
+"""Customizers: the adversary's ways to teach a model a person from four photos. One file per
+way.
+"""

@@ -1,4 +1,6 @@
-"""DreamBooth: all weights of the UNet and the text encoder, with prior preservation (arXiv 2208.12242)."""
+"""DreamBooth: all weights of the UNet and the text encoder, with prior preservation (arXiv
+2208.12242).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +35,9 @@ class DreamBooth:
         )
 
     def save(self, model: LatentDiffusion, folder: Path) -> None:
-        """Write what the victim's UNet and text encoder have instead of the base model's weights."""
+        """Write what the victim's UNet and text encoder have instead of the base model's
+        weights.
+        """
         for part in PARTS:
             weights = {k: v.contiguous() for k, v in getattr(model, part).state_dict().items()}
             save_file(weights, folder / f"{part}.safetensors", metadata={"format": "pt"})

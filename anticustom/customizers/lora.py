@@ -1,4 +1,6 @@
-"""LoRA: low-rank updates of the attention projections of UNet and text encoder (arXiv 2106.09685)."""
+"""LoRA: low-rank updates of the attention projections of UNet and text encoder (arXiv
+2106.09685).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,9 @@ FILE = "pytorch_lora_weights.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Adapters of rank `rank`, with the scaling alpha / rank fixed at 1: some programs that load them assume it."""
+    """Adapters of rank `rank`, with the scaling alpha / rank fixed at 1: some programs that load
+    them assume it.
+    """
 
     training: FineTuning
     steps: int
@@ -45,7 +49,9 @@ class LoRA:
         )
 
     def save(self, model: LatentDiffusion, folder: Path) -> None:
-        """Write the adapters as diffusers' `load_lora_weights` reads them, their scaling included."""
+        """Write the adapters as diffusers' `load_lora_weights` reads them, their scaling
+        included.
+        """
         states, metadata = {}, {}
         for part in TARGETS:
             network = getattr(model, part)
@@ -68,7 +74,9 @@ class LoRA:
 
 
 def add_adapters(model: LatentDiffusion, rank: int, seed: int) -> list[nn.Parameter]:
-    """Add untrained adapters to UNet and text encoder, the same ones for the same seed; return their parameters."""
+    """Add untrained adapters to UNet and text encoder, the same ones for the same seed; return
+    their parameters.
+    """
     parameters = []
     for part, targets in TARGETS.items():
         network = getattr(model, part)

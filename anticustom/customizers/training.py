@@ -1,4 +1,6 @@
-"""The training that all customizers share: fine-tuning on photos with prior preservation, resumable."""
+"""The training that all customizers share: fine-tuning on photos with prior preservation,
+resumable.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ from anticustom.progress import Checkpoint, Progress
 
 @dataclass
 class CustomizerInputs:
-    """What a customizer is given: the model, which becomes the victim, and names and images of photos and class images."""
+    """What a customizer is given: the model, which becomes the victim, and names and images of
+    photos and class images.
+    """
 
     model: LatentDiffusion
     photos: tuple[tuple[str, ...], Tensor]
@@ -32,7 +36,8 @@ def train(
     instance_prompt: str,
     class_prompt: str,
 ) -> list[float]:
-    """Train `parameters` for `steps`, from the last checkpoint on if there is one; return the losses since then.
+    """Train `parameters` for `steps`, from the last checkpoint on if there is one; return the
+    losses since then.
 
     Raises FloatingPointError when a loss is not finite.
     """
@@ -66,7 +71,8 @@ def train(
     if not finite.all():
         step = first + int((~finite).nonzero()[0])
         raise FloatingPointError(
-            f"the loss is not finite at customization step {step}: try precision=float32, or a lower "
+            f"the loss is not finite at customization step {step}: try precision=float32, or a "
+            "lower "
             f"customizer.learning_rate than {settings.learning_rate:g}"
         )
     return losses.tolist()

@@ -1,6 +1,7 @@
 """The authors' recorded runs, replayed through the shipped attacks as their YAML describes them.
 
-Only the random draws are injected. A folder of the same form with other settings and draws must pass as well.
+Only the random draws are injected. A folder of the same form with other settings and draws must
+pass as well.
 """
 
 import json
@@ -16,7 +17,6 @@ from torch import Tensor
 from anticustom import diffusion
 from anticustom.attacks.inputs import AttackInputs
 from anticustom.draws import Draw
-from anticustom.finetuning import EncodedPhotos, encode
 from anticustom.images import read_png
 from anticustom.surrogates import start
 
@@ -24,7 +24,9 @@ LEVELS = 127.5  # grey levels per unit of the recordings' [-1, 1] scale
 
 
 class Golden:
-    """A folder of recordings: settings, model and images, and the configurations that they are recordings of."""
+    """A folder of recordings: settings, model and images, and the configurations that they are
+    recordings of.
+    """
 
     def __init__(self, folder: Path, conf: str):
         self.folder, self.conf = folder, conf
@@ -85,7 +87,9 @@ def names(images: Tensor) -> tuple[str, ...]:
 
 
 class Replay:
-    """Recorded draws in place of seeded ones: phases of perturbation by image, of training by instance and class."""
+    """Recorded draws in place of seeded ones: phases of perturbation by image, of training by
+    instance and class.
+    """
 
     def __init__(self):
         self.rows: dict[tuple[str, str], Draw] = {}
@@ -120,7 +124,9 @@ class Losses(list):
 
 def assert_same_images(ours: Tensor, golden: Tensor) -> None:
     deviation = (2 * ours - 1 - golden).abs()
-    print(f"largest deviation {deviation.max():.2e}, equal {(deviation <= 1e-6).float().mean():.5f}")
+    print(
+        f"largest deviation {deviation.max():.2e}, equal {(deviation <= 1e-6).float().mean():.5f}"
+    )
     assert (deviation <= 1e-6).float().mean() >= 0.999
 
 
@@ -155,7 +161,9 @@ def test_golden_pgd_untargeted(golden):
     assert_same_images(protected, trace["perturbed"])
 
 
-@pytest.mark.parametrize(("file", "gradient"), [("simac_pgd_released", False), ("simac_pgd_paper", True)])
+@pytest.mark.parametrize(
+    ("file", "gradient"), [("simac_pgd_released", False), ("simac_pgd_paper", True)]
+)
 def test_golden_simac_pgd(golden, file, gradient):
     trace, draws, losses = golden.trace(file), Replay(), Losses()
     draws.perturbation("0 perturb", trace)
@@ -267,7 +275,11 @@ def test_golden_simac_timestep_selection(golden):
     ]
     rounds = trace["rounds_per_image"].tolist()
     for number, score in enumerate(scores):
-        rows = [first + number for first, count in zip(draws.first, rounds, strict=True) if number < count]
+        rows = [
+            first + number
+            for first, count in zip(draws.first, rounds, strict=True)
+            if number < count
+        ]
         # the gradient by [0, 1] is twice the recorded one, by [-1, 1]
         assert score == pytest.approx(2 * trace["candidate_scores"][rows].mean().item(), rel=1e-4)
     remaining = [draws.remaining[row] for row in range(len(trace["remaining_before"]))]

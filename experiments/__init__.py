@@ -1,0 +1,1 @@
+"""Runs experiments: stages, their stored artifacts, records, tables and pictures."""

@@ -1,0 +1,81 @@
+"""The diffusion models that a configuration names: where they are, which they are, whether they
+can be loaded.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from anticustom.diffusion import LatentDiffusion, load, local_folder
+from experiments.provenance import digest_of_folder
+
+FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+# what the hub's folders hold besides the one form of the weights that is loaded
+OTHER_FILES = ["*.fp16.safetensors", "*non_ema*", "safety_checker/*", "feature_extractor/*"]
+
+
+class ModelMissing(ValueError):
+    """A model that cannot be loaded here: what is missing and how to get it, in one line."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as the configuration names it: `path` is a folder, an embedded model, or a
+    repository at `revision`.
+    """
+
+    name: str
+    path: str
+    revision: str | None
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the weights, downloaded if it must be. Raises ModelMissing."""
+        folder = local_folder(self.path)
+        if folder is not None:
+            if not (folder / "model_index.json").is_file():
+                raise ModelMissing(
+                    f"surrogate_model.path={self.path}: no model_index.json in this folder, so it "
+                    "is no diffusers model: "
+                    "name a folder saved by save_pretrained"
+                )
+            return folder
+        if self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
+            raise ModelMissing(f"surrogate_model.path={self.path}: no such folder")
+        return self._snapshot()
+
+    def _snapshot(self) -> Path:
+        from huggingface_hub import snapshot_download
+
+        wanted = {
+            "revision": self.revision,
+            "allow_patterns": FILES,
+            "ignore_patterns": OTHER_FILES,
+        }
+        try:
+            try:
+                return Path(snapshot_download(self.path, local_files_only=True, **wanted))
+            except OSError:
+                return Path(snapshot_download(self.path, etag_timeout=5, **wanted))
+        except (
+            Exception
+        ) as error:  # the hub client raises many kinds; all mean that the weights are not to be had
+            raise ModelMissing(
+                f"surrogate_model={self.name}: the weights of {self.path} are not on this machine "
+                "and could not be "
+                f"downloaded ({type(error).__name__}): run once with network access to the hub, "
+                "or set "
+                "surrogate_model.path to a local diffusers folder"
+            ) from error
+
+    @cached_property
+    def digest(self) -> str:
+        """What identifies the weights: the contents of a local folder, the revision of a
+        repository.
+        """
+        if local_folder(self.path) is None and self.revision:
+            return f"{self.path}@{self.revision}"
+        return digest_of_folder(self.folder)
+
+    def load(self, precision: str, device: str) -> LatentDiffusion:
+        return load(str(self.folder), device=device, precision=precision)

@@ -1,0 +1,157 @@
+"""Where a number comes from: versions, machine, digests of files, peak memory."""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = (
+    "anticustom",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "hydra-core",
+    "facenet-pytorch",
+    "pyiqa",
+)
+SOURCE_TREE = Path(__file__).resolve().parents[1]
+
+_digests: dict[str, str] = {}
+
+
+@functools.cache
+def versions() -> dict:
+    """Versions of Python and the packages that decide the numbers, and the commit of a checkout.
+
+    A package that is not installed is None; `git` is None outside a git checkout.
+    """
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found | {"git": git_state(SOURCE_TREE)}
+
+
+def git_state(folder: Path) -> dict | None:
+    """Commit, and whether the files that git does not ignore differ from it; None if unreadable."""
+    if not (folder / ".git").exists():
+        return None
+    # Inside a git hook GIT_DIR and its like name another repository.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10, env=environment
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def machine() -> dict:
+    """Processor, cores this process may use, torch threads, GPU (None without), platform."""
+    import torch
+
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> dict:
+    """High-water marks of this process: `cpu` resident set, `cuda` allocated by torch (or None)."""
+    peak = {"cpu": _peak_resident_bytes(), "cuda": None}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak["cuda"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def _peak_resident_bytes() -> int:
+    # getrusage would also count what the parent process held before it started this one.
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def digest_of_file(path: Path, memory: Path | None = None) -> str:
+    """SHA-256 of a file's content, hexadecimal.
+
+    It is remembered by path, size and modification time: in this process, and across processes
+    in the JSON file `memory` if one is given.
+    """
+    path = Path(path).resolve()
+    status = path.stat()
+    entry = f"{path}:{status.st_size}:{status.st_mtime_ns}"
+    if entry in _digests:
+        return _digests[entry]
+    remembered = _read_memory(memory) if memory else {}
+    if entry not in remembered:
+        with path.open("rb") as file:
+            remembered[entry] = hashlib.file_digest(file, "sha256").hexdigest()
+        if memory:
+            _write_memory(memory, remembered)
+    _digests[entry] = remembered[entry]
+    return _digests[entry]
+
+
+def digest_of_folder(path: Path, memory: Path | None = None) -> str:
+    """SHA-256 of the relative names and contents of a folder's files, hexadecimal.
+
+    Hidden files and folders do not count: download clients keep time stamps in them.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise NotADirectoryError(f"{path}: no such folder to take a digest of")
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()}\0{digest_of_file(file, memory)}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_memory(memory: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(memory.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_memory(memory: Path, digests: dict[str, str]) -> None:
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = memory.with_name(f".{memory.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(digests, indent=1))
+    os.replace(temporary, memory)

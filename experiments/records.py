@@ -1,0 +1,139 @@
+"""One JSON file per identity and configuration: what was run, where, and how it scored."""
+
+import json
+import math
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments.disk import atomic_write
+
+SCHEMA_VERSION = 1
+
+# Kinds of values; each of them may also carry "?", which allows null.
+KINDS = {
+    "text": lambda value: isinstance(value, str),
+    "count": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "fraction": lambda value: KINDS["number"](value) and 0 <= value <= 1,
+    "cosine": lambda value: KINDS["number"](value) and -1 <= value <= 1,
+    "mapping": lambda value: isinstance(value, Mapping),
+    "rows": lambda value: (
+        isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
+    ),
+}
+SCORES = {
+    "ism": "cosine?",
+    "ism_failures_as_0": "cosine",
+    "fdfr": "fraction",
+    "brisque": "number?",
+    "ser_fiq": "number?",
+    "prompts": "rows",
+    "images": "rows",
+}
+REQUIRED = {
+    "schema_version": "count",
+    "dataset": "text",
+    "identity": "text",
+    "attack": "text",
+    "eps": "number",
+    "loss": "text",
+    "timestep_policy": "text",
+    "surrogate_model": "text",
+    "customizer": "text",
+    "seed": "count",
+    "command": "text",
+    "created_at": "text",
+    "versions": "mapping",
+    "machine": "mapping",
+    "config": "mapping",
+    "digests": "mapping",
+    "seconds": {"protect": "number?", "customize": "number?", "evaluate": "number?"},
+    "peak_memory_bytes": "mapping",
+    "scorer": {"backbone": "text"},
+    "scores": {"protected": SCORES, "unprotected": SCORES},
+    "perceptibility": {"linf": "number", "psnr": "number?", "ssim": "number?", "images": "rows"},
+}
+
+
+class RecordError(ValueError):
+    """A record is not as REQUIRED says; the message names the file and the key."""
+
+
+def write(record: Mapping, folder: Path, name: str) -> Path:
+    """Write `folder/name.json` atomically; numbers keep 6 significant digits, `config` all.
+
+    The order of keys is kept, so equal records are equal files.
+    """
+    path = Path(folder) / f"{name}.json"
+    _check(record, path)
+    return atomic_write(path, as_json(record))
+
+
+def as_json(record: Mapping) -> str:
+    """The text of a record's file."""
+    rounded = {key: item if key == "config" else _rounded(item) for key, item in record.items()}
+    return json.dumps(rounded, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read(path: Path) -> dict:
+    """The record in a file; raises RecordError if it is not one of this schema version."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordError(f"{path}: not a JSON file ({error}); delete it and run again") from None
+    _check(record, path)
+    return record
+
+
+def read_all(folder: Path) -> list[dict]:
+    """Every record in a folder and the folders in it, sorted by path."""
+    if not Path(folder).is_dir():
+        raise RecordError(f"{folder}: no such folder of records")
+    return [read(path) for path in sorted(Path(folder).rglob("*.json"))]
+
+
+def _check(record: object, path: Path) -> None:
+    version = record.get("schema_version") if isinstance(record, Mapping) else None
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}; run it again"
+        )
+    _check_keys(record, REQUIRED, path, "")
+    _check_finite(record, path, "")
+
+
+def _check_keys(values: Mapping, required: Mapping, path: Path, prefix: str) -> None:
+    for key, kind in required.items():
+        where = f"{path}: {prefix}{key}"
+        if key not in values:
+            raise RecordError(f"{where} is missing")
+        value = values[key]
+        if isinstance(kind, Mapping):
+            if not isinstance(value, Mapping):
+                raise RecordError(f"{where} is {reprlib.repr(value)}, expected a mapping")
+            _check_keys(value, kind, path, f"{prefix}{key}.")
+        elif not ((value is None and kind.endswith("?")) or KINDS[kind.rstrip("?")](value)):
+            expected = kind.replace("?", " or null")
+            raise RecordError(f"{where} is {reprlib.repr(value)}, expected a {expected}")
+
+
+def _check_finite(value: object, path: Path, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecordError(f"{path}: {where} is {value}, expected a finite number or null")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_finite(item, path, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_finite(item, path, f"{where}[{i}]")
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value

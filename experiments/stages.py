@@ -1,0 +1,296 @@
+"""The stages of a run, each a pure function of its inputs whose result the store keeps: photos,
+class images, protected photos, victims, galleries, scores."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anticustom.attacks.inputs import AttackInputs
+from anticustom.customizers.training import CustomizerInputs
+from anticustom.draws import SeededDraws, keyed_generator
+from anticustom.identities import Identity, PhotoSet
+from anticustom.images import read_png, write_png, write_protected
+from experiments.checkpoints import TimedCheckpoint
+from experiments.models import Model
+from experiments.provenance import digest_of_folder, peak_memory_bytes
+from experiments.store import Artifact, Store, key_of
+from experiments.terminal import bars, say
+
+# raised when the numbers that a stage gives for equal inputs change
+VERSIONS = {"photos": 1, "class_images": 1, "protect": 1, "customize": 1, "gallery": 1, "eval": 1}
+# what the stages of the command line are made of
+PARTS = {
+    "protect": ("protect",),
+    "customize": ("class_images", "customize", "gallery"),
+    "eval": ("eval",),
+}
+
+
+class StageMissing(ValueError):
+    """A stage that was not asked for, but whose result another one needs."""
+
+
+@dataclass
+class Stages:
+    """Runs stages or finds their results. `wanted` are the stages that may compute, by their names
+    on the command line.
+    """
+
+    store: Store
+    wanted: set[str]
+    seed: int
+    device: str
+    checkpoint_minutes: float
+
+    def make(
+        self,
+        stage: str,
+        unit: str,
+        inputs: Mapping[str, Any],
+        build: Callable[[Path, TimedCheckpoint], Mapping],
+        *,
+        part_of: str | None = None,
+        what: str,
+    ) -> Artifact:
+        """Return the artifact of `stage` for these inputs, computed if it is not there and
+        `part_of` is wanted.
+        """
+        key = key_of(stage, VERSIONS[stage], inputs)
+        found = self.store.find(stage, key, unit)
+        forced = stage in self.store.force
+        if part_of is not None and part_of not in self.wanted:
+            if found is None:
+                asked = ",".join([part_of, *sorted(self.wanted)])
+                raise StageMissing(
+                    f"stages={sorted(self.wanted)}: there is no result of stage {part_of} "
+                    f"({what}) for this configuration; "
+                    f"run it with stages=[{asked}]"
+                )
+            return found
+        if found is None or forced:
+            say(f"{what} ...")
+
+        def timed(folder: Path, working: Path) -> Mapping:
+            checkpoint = TimedCheckpoint(working, self.checkpoint_minutes)
+            facts = dict(build(folder, checkpoint))
+            facts["seconds"] = round(checkpoint.seconds(), 3)
+            return facts | {"peak_memory_bytes": peak_memory_bytes()}
+
+        return self.store.make(stage, key, unit, timed, inputs=inputs)
+
+    def photos(self, identity: Identity) -> dict[str, list[Path]]:
+        """Write the clean crops of an identity; return the files of its sets A, B and C."""
+        sets = {"A": identity.set_A, "B": identity.set_B, "C": identity.set_C}
+
+        def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
+            for letter, photos in sets.items():
+                if len(photos.names):
+                    write_protected(
+                        folder / f"set_{letter}", photos.names, photos.images, photos.images, 1
+                    )
+            return {}
+
+        inputs = {letter: photos.digest for letter, photos in sets.items()}
+        artifact = self.make(
+            "photos", identity.name, inputs, build, what=f"{identity.name}: photos"
+        )
+        return {
+            letter: [f for f in artifact.files if f.parent.name == f"set_{letter}"]
+            for letter in sets
+        }
+
+    def class_images(
+        self, model: Model, prompt: str, settings: Mapping, precision: str, needed_by: str
+    ) -> Artifact:
+        """Return images of the class, sampled once for each model and prompt."""
+        inputs = {"model": model.digest, "prompt": prompt, "sampling": dict(settings)}
+        inputs |= {"precision": precision, "seed": self.seed}
+
+        def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
+            network = model.load(precision, self.device)
+            with bars() as progress:
+                images = sample(network, prompt, settings, self.seed, settings["count"], progress)
+            for k, image in enumerate(images):
+                write_png(folder / f"{k:04}.png", image)
+            return {}
+
+        what = f"{settings['count']} class images of {model.name} for {prompt!r}"
+        return self.make("class_images", slug(prompt), inputs, build, part_of=needed_by, what=what)
+
+    def protect(
+        self,
+        identity: Identity,
+        attack: Any,
+        attack_name: str,
+        config: Mapping,
+        model: Model,
+        class_images: Callable[[], Artifact],
+    ) -> Artifact:
+        """Return the protected photos of set B."""
+        photos = identity.set_B
+        inputs = {"photos": photos.digest, "attack": config, "seed": self.seed}
+        inputs |= {"identity": identity.name}
+        if "root" in config:  # photos protected elsewhere: their contents count, not where they lie
+            inputs["attack"] = {**config, "root": digest_of_folder(Path(config["root"]))}
+        if attack.needs_surrogate:
+            inputs |= {"clean": identity.set_A.digest, "model": model.digest}
+            inputs |= {"class_images": class_images().digest}
+
+        def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
+            def load_model():
+                return model.load(config["precision"], self.device)
+
+            latent_shape = load_model().latent_shape if attack.needs_surrogate else (0, 0, 0)
+            with bars() as progress:
+                protected = attack(
+                    AttackInputs(
+                        identity=identity.name,
+                        names=photos.names,
+                        photos=photos.images,
+                        seed=self.seed,
+                        clean_set=(identity.set_A.names, identity.set_A.images),
+                        draws=SeededDraws(self.seed, identity.name, latent_shape),
+                        load_model=load_model,
+                        load_class_images=lambda: read_images(class_images()),
+                        progress=progress,
+                        checkpoint=checkpoint,
+                    )
+                )
+            write_protected(folder, photos.names, protected, photos.images, attack.eps)
+            return {}
+
+        what = f"{identity.name}: protecting {len(photos.names)} photos"
+        what += f" ({attack_name}, eps {attack.eps:g})"
+        return self.make("protect", identity.name, inputs, build, part_of="protect", what=what)
+
+    def customize(
+        self,
+        identity: str,
+        arm: str,
+        photos: Artifact | PhotoSet,
+        customizer: Any,
+        customizer_name: str,
+        config: Mapping,
+        model: Model,
+        class_images: Artifact,
+    ) -> Artifact:
+        """Return the victim trained on `photos`: what its customizer saved."""
+        names, images = photos.names, photos.images
+        inputs = {"photos": photos.digest, "customizer": config, "model": model.digest}
+        inputs |= {"class_images": class_images.digest, "seed": self.seed, "identity": identity}
+
+        def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
+            network = model.load(config["precision"], self.device)
+            with bars() as progress:
+                losses = customizer.customize(
+                    CustomizerInputs(
+                        model=network,
+                        photos=(names, images),
+                        class_images=read_images(class_images),
+                        draws=SeededDraws(self.seed, identity, network.latent_shape),
+                        progress=progress,
+                        checkpoint=checkpoint,
+                    )
+                )
+            customizer.save(network, folder)
+            return {"loss": sum(losses[-50:]) / len(losses[-50:]) if losses else None}
+
+        what = f"{identity}: customizing on the {arm} photos ({customizer_name})"
+        return self.make("customize", identity, inputs, build, part_of="customize", what=what)
+
+    def gallery(
+        self,
+        unit: str,
+        arm: str,
+        victim: Artifact | None,
+        customizer: Any,
+        model: Model,
+        settings: Mapping,
+        precision: str,
+    ) -> Artifact:
+        """Return the gallery of a victim, or of the uncustomized `model` where there is none.
+
+        The initial noise of an image depends on its prompt and index alone, so galleries compare
+        image by image.
+        """
+        inputs = {"model": model.digest, "victim": victim.digest if victim else None}
+        inputs |= {"gallery": dict(settings), "precision": precision, "seed": self.seed}
+
+        def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
+            network = model.load(precision, self.device)
+            if victim:
+                customizer.load(network, victim.path)
+            files: dict[str, list[str]] = {}
+            with bars() as progress:
+                for k, prompt in enumerate(settings["prompts"]):
+                    subfolder = f"{k:02}-{slug(prompt)}"
+                    (folder / subfolder).mkdir()
+                    images = sample(
+                        network,
+                        prompt,
+                        settings,
+                        self.seed,
+                        settings["images_per_prompt"],
+                        progress,
+                    )
+                    files[prompt] = [f"{subfolder}/{i:03}.png" for i in range(len(images))]
+                    for file, image in zip(files[prompt], images, strict=True):
+                        write_png(folder / file, image)
+            return {"prompts": files}
+
+        what = (
+            f"{unit}: gallery of the {arm} victim"
+            if victim
+            else f"gallery of {model.name}, strangers"
+        )
+        return self.make("gallery", unit, inputs, build, part_of="customize", what=what)
+
+
+def sample(
+    network: Any, prompt: str, settings: Mapping, seed: int, count: int, progress: Callable
+) -> Tensor:
+    """Return `count` images (n, 3, h, w) in [0, 1]; image i depends on (seed, prompt, i), not on
+    the batching.
+    """
+    noise = torch.stack(
+        [
+            torch.randn(network.latent_shape, generator=keyed_generator(seed, "sample", prompt, k))
+            for k in range(count)
+        ]
+    )
+    batches = noise.split(settings["batch_size"])
+    done, total = 0, len(batches) * settings["steps"]
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(f"sampling {prompt!r}", min(done, total), total)
+
+    return torch.cat(
+        [
+            network.sample(
+                prompt,
+                batch,
+                steps=settings["steps"],
+                guidance_scale=settings["guidance_scale"],
+                scheduler=settings["scheduler"],
+                callback=step,
+            )
+            for batch in batches
+        ]
+    )
+
+
+def read_images(artifact: Artifact) -> tuple[tuple[str, ...], Tensor]:
+    """Return names and images (n, 3, h, w) of an artifact of PNG files."""
+    files = artifact.files
+    return tuple(f.name for f in files), torch.stack([read_png(f) for f in files])
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]

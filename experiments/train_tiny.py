@@ -1,0 +1,345 @@
+"""Train the embedded model `tiny` on captioned procedural portraits, from nothing; goes on where
+it was stopped.
+
+`python -m experiments.train_tiny` renders the training portraits, trains the autoencoder, then the
+UNet with its text encoder, and writes the model in the diffusers layout. Every stage leaves its
+state under --work.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel, compute_snr
+from torch import Tensor
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from anticustom.portraits import (
+    SCENES,
+    STYLES,
+    TRAINING_IDENTITIES_FROM,
+    caption,
+    person,
+    render,
+    shot,
+)
+from experiments.tiny_tokenizer import make_tokenizer
+
+SIZE = 64
+CAPTIONS = 4  # drawn for each portrait
+SHOTS = 2  # of each training identity
+
+
+# --- the training portraits
+# ---------------------------------------------------------------------------------------
+
+
+def training_portraits(work: Path, count: int) -> tuple[Tensor, list[list[str]]]:
+    """Return `count` portraits, uint8 (n, 3, 64, 64), and the captions of each; rendered once,
+    1,000 a file.
+    """
+    folder = work / "portraits"
+    folder.mkdir(parents=True, exist_ok=True)
+    images, captions = [], []
+    for first in tqdm(range(0, count, 1000), desc="training portraits"):
+        file = folder / f"{first:06}.npz"
+        if not file.exists():
+            _render_file(file, first)
+        content = np.load(file)
+        images.append(torch.from_numpy(content["images"]))
+        captions += json.loads(str(content["captions"]))
+    return torch.cat(images), captions
+
+
+def _render_file(file: Path, first: int) -> None:
+    images, captions = [], []
+    for start in range(first, first + 1000, 50):
+        people, shots = [], []
+        for k in range(start, start + 50):
+            rng = np.random.default_rng((k, 0x7417))
+            number = TRAINING_IDENTITIES_FROM + k // SHOTS
+            # a third of the portraits show the scenes and styles that everyday shots do not draw
+            style = str(rng.choice(STYLES, p=(0.55, 0.2, 0.1, 0.15)))
+            scene = str(rng.choice(SCENES)) if rng.random() < 0.35 else None
+            people.append(person(number))
+            shots.append(shot(number, k % SHOTS, style=style, scene=scene))
+            captions.append([caption(people[-1], shots[-1], rng) for _ in range(CAPTIONS)])
+        images.append((render(people, shots, SIZE) * 255).round().byte())
+    partial = file.with_suffix(".partial.npz")
+    np.savez(partial, images=torch.cat(images).numpy(), captions=json.dumps(captions))
+    partial.rename(file)
+
+
+# --- what both trainings share
+# --------------------------------------------------------------------------------------
+
+
+def shuffled_batches(count: int, batch: int, first_step: int) -> Iterator[Tensor]:
+    """Yield indices without end, every epoch in an order of its own, as if `first_step` batches
+    had been drawn.
+    """
+    per_epoch = count // batch
+    step = first_step
+    while True:
+        epoch, position = divmod(step, per_epoch)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch))
+        for k in range(position, per_epoch):
+            yield order[k * batch : (k + 1) * batch]
+            step += 1
+
+
+class Run:
+    """The steps of one training: bar, timed checkpoints, resumption."""
+
+    def __init__(self, file: Path, steps: int, parts: dict):
+        self.file, self.steps, self.parts, self.first = file, steps, parts, 0
+        if file.exists():
+            saved = torch.load(file, weights_only=True)
+            self.first = saved.pop("step")
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
+
+    def __iter__(self) -> Iterator[int]:
+        saved_at, smooth = time.monotonic(), None
+        self.bar = tqdm(
+            range(self.first, self.steps), desc=self.file.stem, initial=self.first, total=self.steps
+        )
+        for step in self.bar:
+            yield step
+            smooth = self.loss if smooth is None else 0.99 * smooth + 0.01 * self.loss
+            self.bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
+            if time.monotonic() - saved_at > 300:
+                self.save(step + 1)
+                saved_at = time.monotonic()
+        self.save(self.steps)
+
+    def save(self, step: int) -> None:
+        partial = self.file.with_suffix(".partial")
+        torch.save(
+            {name: part.state_dict() for name, part in self.parts.items()} | {"step": step}, partial
+        )
+        partial.rename(self.file)
+
+
+# --- autoencoder -------------------------------------------------------------------------------
+# ---------------------
+
+
+def new_autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        sample_size=SIZE,
+        latent_channels=8,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=8,
+    )
+
+
+def train_autoencoder(work: Path, images: Tensor, steps: int, device: str) -> AutoencoderKL:
+    """Return the autoencoder trained for L1, sharp edges and nearly standard latents, its scaling
+    factor measured.
+    """
+    torch.manual_seed(0)
+    vae = new_autoencoder().to(device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=1e-4, betas=(0.9, 0.99))
+    schedule = get_cosine_schedule_with_warmup(optimizer, 200, steps)
+    run = Run(
+        work / "autoencoder.pt", steps, {"vae": vae, "optimizer": optimizer, "schedule": schedule}
+    )
+    batches = shuffled_batches(len(images), 16, run.first)
+    for _ in run:
+        x = images[next(batches)].to(device).float() / 127.5 - 1
+        with torch.autocast(device, torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.sample()).sample
+        loss = reconstruction_loss(y.float(), x) + 1e-6 * posterior.kl().float().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        run.loss = loss.item()
+    vae.eval().requires_grad_(False)
+    with torch.no_grad():
+        latents = vae.encode(images[:512].to(device).float() / 127.5 - 1).latent_dist.mean
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    return vae
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 of the pixels, of their differences to the neighbours, and of the picture at half its
+    size.
+    """
+    edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+    return (
+        (y - x).abs().mean()
+        + 0.5 * edges
+        + 0.5 * (F.avg_pool2d(y, 2) - F.avg_pool2d(x, 2)).abs().mean()
+    )
+
+
+# --- UNet and text encoder
+# --------------------------------------------------------------------------------------------
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=128,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def new_unet() -> UNet2DConditionModel:
+    cross, plain = "CrossAttn{}Block2D", "{}Block2D"
+    return UNet2DConditionModel(
+        sample_size=SIZE // 4,
+        in_channels=8,
+        out_channels=8,
+        layers_per_block=1,
+        block_out_channels=(48, 96, 128, 128),
+        norm_num_groups=16,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        down_block_types=(*[cross.format("Down")] * 3, plain.format("Down")),
+        up_block_types=(plain.format("Up"), *[cross.format("Up")] * 3),
+    )
+
+
+def new_scheduler() -> DDPMScheduler:
+    """Stable Diffusion's noise schedule."""
+    return DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+def train_unet(
+    work: Path,
+    vae: AutoencoderKL,
+    images: Tensor,
+    captions: list[list[str]],
+    steps: int,
+    batch: int,
+    device: str,
+) -> tuple[UNet2DConditionModel, CLIPTextModel, CLIPTokenizer]:
+    """Return UNet and text encoder, the averages of their weights over the last thousands of
+    steps.
+    """
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer(captions)
+    tokens = tokenizer(
+        [text for texts in captions for text in texts] + [""],
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    empty, tokens = tokens[-1], tokens[:-1].view(len(captions), CAPTIONS, -1)
+    posteriors = encode_all(work, vae, images, device)
+    text_encoder, unet = new_text_encoder(tokenizer).to(device), new_unet().to(device)
+    both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    scheduler = new_scheduler()
+    optimizer = torch.optim.AdamW(both.parameters(), lr=6e-4, weight_decay=1e-3, betas=(0.9, 0.99))
+    schedule = get_cosine_schedule_with_warmup(optimizer, 500, steps)
+    average = EMAModel(both.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75)
+    run = Run(
+        work / "unet.pt",
+        steps,
+        {"both": both, "optimizer": optimizer, "schedule": schedule, "average": average},
+    )
+    average.to(device)
+    batches = shuffled_batches(len(images), batch, run.first)
+    lower = device != "cpu"  # on a CPU, bfloat16 gains nothing at these widths
+    for step in run:
+        chosen, generator = next(batches), torch.Generator().manual_seed(step)
+        mean, std = (part.float().to(device) for part in posteriors[:, chosen])
+        noise, normal = torch.randn((2, *mean.shape), generator=generator).to(device)
+        timesteps = torch.randint(0, 1000, (batch,), generator=generator).to(device)
+        text = tokens[chosen, torch.randint(0, CAPTIONS, (batch,), generator=generator)]
+        text[torch.rand(batch, generator=generator) < 0.1] = empty  # for classifier-free guidance
+        latents = (mean + std * normal) * vae.config.scaling_factor
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        with torch.autocast(device, torch.bfloat16, enabled=lower):
+            prediction = unet(noisy, timesteps, text_encoder(text.to(device))[0]).sample
+        snr = compute_snr(scheduler, timesteps)
+        weight = snr.clamp(max=5) / snr  # min-SNR weighting (arXiv 2303.09556)
+        loss = (weight * (prediction.float() - noise).square().mean((1, 2, 3))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        average.step(both.parameters())
+        run.loss = loss.item()
+    average.copy_to(both.parameters())
+    return unet, text_encoder, tokenizer
+
+
+@torch.no_grad()
+def encode_all(work: Path, vae: AutoencoderKL, images: Tensor, device: str) -> Tensor:
+    """Return the posteriors of all images, float16 (2, n, c, h, w): mean and standard deviation."""
+    parts = []
+    for chunk in tqdm(images.split(64), desc="latents"):
+        posterior = vae.encode(chunk.to(device).float() / 127.5 - 1).latent_dist
+        parts.append(torch.stack([posterior.mean, posterior.std]).half().cpu())
+    return torch.cat(parts, dim=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/tiny"), help="states of the training"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("anticustom/weights/tiny"), help="the model"
+    )
+    parser.add_argument(
+        "--portraits", type=int, default=24000, help="training portraits, in thousands"
+    )
+    parser.add_argument("--autoencoder-steps", type=int, default=5000, help="of 16 portraits")
+    parser.add_argument("--unet-steps", type=int, default=10000, help="of --batch portraits")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    settings = parser.parse_args()
+    work, device = settings.work, settings.device
+    images, captions = training_portraits(work, settings.portraits)
+    vae = train_autoencoder(work, images, settings.autoencoder_steps, device)
+    unet, text_encoder, tokenizer = train_unet(
+        work, vae, images, captions, settings.unet_steps, settings.batch, device
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae.half(),
+        unet=unet.half(),
+        text_encoder=text_encoder.half(),
+        tokenizer=tokenizer,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(settings.output, safe_serialization=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+import hashlib
+import json
+import os
+import platform
+import subprocess
+
+import pytest
+import torch
+
+from experiments import provenance
+from experiments.provenance import (
+    digest_of_file,
+    digest_of_folder,
+    git_state,
+    machine,
+    peak_memory_bytes,
+    versions,
+)
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_versions_name_the_packages_and_never_fail(monkeypatch):
+    found = versions()
+    assert torch.__version__.startswith(found["torch"])
+    assert found["python"] == platform.python_version()
+    monkeypatch.setattr(provenance, "PACKAGES", ("no-such-package",))
+    assert versions.__wrapped__()["no-such-package"] is None
+
+
+def test_git_state_is_commit_and_dirt(tmp_path, monkeypatch):
+    assert git_state(tmp_path) is None
+    (tmp_path / ".git").mkdir()
+    assert git_state(tmp_path) is None
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    clean = git_state(tmp_path)
+    monkeypatch.delenv("GIT_DIR")
+    assert clean == {"commit": git(tmp_path, "rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "a.py").write_text("2")
+    assert git_state(tmp_path) == clean | {"dirty": True}
+
+
+def test_machine_says_what_computed_and_not_where():
+    facts = machine()
+    assert facts["cores"] >= 1
+    assert facts["torch_threads"] == torch.get_num_threads()
+    assert (facts["gpu"] is None) == (not torch.cuda.is_available())
+    assert platform.node() not in json.dumps(facts)
+
+
+def test_peak_memory_is_a_high_water_mark():
+    before = peak_memory_bytes()["cpu"]
+    block = b"x" * (before + (100 << 20))
+    del block
+    assert peak_memory_bytes()["cpu"] >= before + (100 << 20)
+
+
+def test_file_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "_digests", {})
+    file, memory = tmp_path / "weights.bin", tmp_path / "cache" / "digests.json"
+    file.write_bytes(b"weights")
+    expected = hashlib.sha256(b"weights").hexdigest()
+    assert digest_of_file(file, memory) == expected
+
+    def read_again(*_):
+        raise AssertionError("the file was read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", read_again)
+        assert digest_of_file(file) == expected
+        patch.setattr(provenance, "_digests", {})
+        assert digest_of_file(file, memory) == expected
+    file.write_bytes(b"WEIGHTS")
+    os.utime(file, ns=(1, 1))
+    assert digest_of_file(file, memory) == hashlib.sha256(b"WEIGHTS").hexdigest()
+    memory.write_text("not json")
+    monkeypatch.setattr(provenance, "_digests", {})
+    assert digest_of_file(file, memory) == hashlib.sha256(b"WEIGHTS").hexdigest()
+    assert [path.name for path in memory.parent.iterdir()] == ["digests.json"]
+
+
+def test_folder_digest_follows_names_and_contents_but_not_the_place(tmp_path):
+    def folder(name, files):
+        for path, content in files.items():
+            target = tmp_path / name / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content)
+        return digest_of_folder(tmp_path / name)
+
+    first = folder("one", {"unet/a": "1", "b": "2"})
+    assert folder("two", {"b": "2", "unet/a": "1", ".cache/stamp": "now"}) == first
+    assert folder("three", {"unet/a": "1", "c": "2"}) != first
+    assert folder("four", {"unet/a": "1", "b": "3"}) != first
+    with pytest.raises(NotADirectoryError, match="no such folder"):
+        digest_of_folder(tmp_path / "nowhere")

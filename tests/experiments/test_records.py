@@ -1,0 +1,132 @@
+import copy
+import json
+
+import pytest
+
+from experiments.records import RecordError, as_json, read, read_all, write
+
+
+def scores():
+    return {
+        "ism": 0.123456789,
+        "ism_failures_as_0": 0.1,
+        "fdfr": 0.25,
+        "brisque": 31.5,
+        "ser_fiq": None,
+        "identity_retention": 0.5,
+        "prompts": [{"prompt": "a photo of sks person", "ism": 0.1}],
+        "images": [{"name": "0.png", "ism": None}],
+    }
+
+
+@pytest.fixture
+def record():
+    return {
+        "schema_version": 1,
+        "dataset": "portraits",
+        "identity": "Zoë",
+        "attack": "simac",
+        "eps": 8,
+        "loss": "denoising_feature",
+        "timestep_policy": "greedy",
+        "surrogate_model": "tiny",
+        "customizer": "dreambooth",
+        "seed": 0,
+        "command": "python run.py attack=simac",
+        "created_at": "2026-11-21T12:00:00+00:00",
+        "versions": {"torch": "2.15.0"},
+        "machine": {"gpu": None},
+        "config": {"attack": {"step_size": 0.637512345678}},
+        "digests": {"weights": "ab"},
+        "seconds": {"protect": 12.3456789, "customize": 60, "evaluate": None},
+        "peak_memory_bytes": {"cpu": 123456789012, "cuda": None},
+        "scorer": {"backbone": "sface"},
+        "scores": {"protected": scores(), "unprotected": scores()},
+        "perceptibility": {"linf": 8, "psnr": 33.123456789, "ssim": 0.9, "images": []},
+    }
+
+
+def test_a_record_comes_back_as_it_was_written(record, tmp_path):
+    path = write(record, tmp_path / "records", "zoe")
+    assert path == tmp_path / "records" / "zoe.json"
+    loaded = read(path)
+    assert list(loaded) == list(record)
+    assert loaded["config"] == record["config"]
+    assert loaded["scores"]["protected"]["ism"] == 0.123457
+    assert loaded["seconds"] == {"protect": 12.3457, "customize": 60, "evaluate": None}
+    assert loaded["peak_memory_bytes"]["cpu"] == 123456789012
+    assert "Zoë" in path.read_text(encoding="utf-8")
+
+
+def test_equal_records_are_equal_files(record, tmp_path):
+    first = write(record, tmp_path, "a").read_bytes()
+    assert write(read(tmp_path / "a.json"), tmp_path, "b").read_bytes() == first
+    assert as_json(record).encode() == first
+
+
+def test_all_records_of_a_folder_are_sorted_by_path(record, tmp_path):
+    for name in ("b", "a", "sub/c"):
+        write(record | {"identity": name}, tmp_path, name)
+    (tmp_path / ".b.json.tmp").write_text("half")
+    assert [row["identity"] for row in read_all(tmp_path)] == ["a", "b", "sub/c"]
+    with pytest.raises(RecordError, match="no such folder"):
+        read_all(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attack", None, "attack is None, expected a text"),
+        ("seed", True, "seed is True, expected a count"),
+        ("eps", "8", "eps is '8', expected a number"),
+        ("seconds.protect", "1", "seconds.protect is '1', expected a number or null"),
+        ("scores.protected.fdfr", 25.0, "scores.protected.fdfr is 25.0, expected a fraction"),
+        ("scores.unprotected.ism", 69, "scores.unprotected.ism is 69, expected a cosine or null"),
+        ("scores.protected.prompts", {}, "scores.protected.prompts is {}, expected a rows"),
+        ("scores.protected", [], "scores.protected is [], expected a mapping"),
+        ("perceptibility.psnr", float("inf"), "perceptibility.psnr is inf, expected a finite"),
+        ("config.attack.step_size", float("nan"), "config.attack.step_size is nan"),
+        ("scores.protected.images", [{"x": float("nan")}], r"scores.protected.images[0].x is nan"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_file_and_key(record, tmp_path, key, value, message):
+    *parents, last = key.split(".")
+    target = record
+    for parent in parents:
+        target = target[parent]
+    target[last] = value
+    with pytest.raises(RecordError) as caught:
+        write(record, tmp_path, "x")
+    assert f"{tmp_path / 'x.json'}: {message}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_required_key_is_required(record, tmp_path):
+    def check(values, prefix):
+        for key in list(values):
+            broken = copy.deepcopy(record)
+            target = broken
+            for parent in prefix:
+                target = target[parent]
+            del target[key]
+            with pytest.raises(RecordError, match=key):
+                write(broken, tmp_path, "x")
+
+    check(record, [])
+    check(record["seconds"], ["seconds"])
+    check({"psnr", "linf", "ssim", "images"}, ["perceptibility"])
+    check(set(scores()) - {"identity_retention"}, ["scores", "protected"])
+
+
+def test_reading_refuses_other_versions_and_other_files(record, tmp_path):
+    path = write(record, tmp_path, "x")
+    path.write_text(json.dumps(record | {"schema_version": 2}))
+    with pytest.raises(RecordError, match=r"x\.json: schema_version is 2, expected 1"):
+        read(path)
+    path.write_text("[]")
+    with pytest.raises(RecordError, match=r"x\.json: schema_version is None"):
+        read(path)
+    path.write_text('{"half":')
+    with pytest.raises(RecordError, match=r"x\.json: not a JSON file"):
+        read(path)
