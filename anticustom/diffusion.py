@@ -71,7 +71,9 @@ class LatentDiffusion:
         return torch.arange(self.scheduler.config.num_train_timesteps)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
+        if not self.mixed:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def posterior(self, images: Tensor) -> Posterior:
         """Return the VAE's posterior of `images`, (n, 3, h, w) in [0, 1]; differentiable."""

@@ -67,8 +67,8 @@ class Pipeline:
         self.tracker = build(self._tracker(config))
         self.surrogate_model = model_of(config.surrogate_model)
         self.base_model = model_of(config.customizer.base_model)
+        self._refuse_what_is_missing()
         self.identities = self.dataset.names()
-        self._check_scale()
         check_writable(self.output_dir)
         self.stages = Stages(
             Store(
@@ -100,14 +100,28 @@ class Pipeline:
             tracker.upload_images = self.choices["dataset"] != "folder"
         return tracker
 
+    def _refuse_what_is_missing(self) -> None:
+        missing = []
+        for check in (self.dataset.names, self._check_scale):
+            try:
+                check()
+            except ValueError as error:
+                missing.append(str(error))
+        if missing:
+            raise Refused("; ".join(missing))
+
     def _check_scale(self) -> None:
-        for node in (self.config["surrogate_model"], self.config["customizer"]["base_model"]):
-            if node["needs_gpu"] and self.device == "cpu" and self.config["device"] == "auto":
+        used = {
+            "surrogate_model": self.attack.needs_surrogate and "protect" in self.config["stages"],
+            "customizer.base_model": "customize" in self.config["stages"],
+        }
+        for key, is_used in used.items():
+            node = OmegaConf.select(OmegaConf.create(self.config), key)
+            if is_used and node.needs_gpu and self.device == "cpu" != self.config["device"]:
                 raise Refused(
-                    f"surrogate_model={node['name']} needs a GPU, and torch finds none here: run "
-                    "on a machine with one, or "
-                    "take the embedded model with surrogate_model=tiny (device=cpu tries "
-                    "regardless, for hours)"
+                    f"surrogate_model={node.name} needs a GPU, and torch finds none: run on a "
+                    "machine with one, or take the embedded model with surrogate_model=tiny "
+                    "(device=cpu tries regardless, for many hours)"
                 )
 
     def run(self) -> list[Path]:

@@ -161,7 +161,8 @@ class Stages:
                         checkpoint=checkpoint,
                     )
                 )
-            write_protected(folder, photos.names, protected, photos.images, attack.eps)
+            budget = max(attack.eps, 1)  # attack=none has none
+            write_protected(folder, photos.names, protected, photos.images, budget)
             return {}
 
         what = f"{identity.name}: protecting {len(photos.names)} photos"

@@ -262,7 +262,7 @@ def train_unet(
     scheduler = new_scheduler()
     optimizer = torch.optim.AdamW(both.parameters(), lr=6e-4, weight_decay=1e-3, betas=(0.9, 0.99))
     schedule = get_cosine_schedule_with_warmup(optimizer, 500, steps)
-    average = EMAModel(both.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75)
+    average = EMAModel(both.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
     run = Run(
         work / "unet.pt",
         steps,
@@ -315,7 +315,7 @@ def main() -> None:
         "--output", type=Path, default=Path("anticustom/weights/tiny"), help="the model"
     )
     parser.add_argument(
-        "--portraits", type=int, default=24000, help="training portraits, in thousands"
+        "--portraits", type=int, default=16000, help="training portraits, in thousands"
     )
     parser.add_argument("--autoencoder-steps", type=int, default=5000, help="of 16 portraits")
     parser.add_argument("--unet-steps", type=int, default=10000, help="of --batch portraits")

@@ -16,9 +16,9 @@ from anticustom.images import check_eps, read_photo
 
 @dataclass(frozen=True, kw_only=True)
 class NoAttack:
-    """The photos as they are."""
+    """The photos as they are, whatever `eps` says: sweeps over attacks and budgets set it."""
 
-    eps: float = 1
+    eps: float = 0
     needs_surrogate: ClassVar[bool] = False
 
     def __call__(self, inputs: AttackInputs) -> Tensor:
