@@ -73,7 +73,8 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, "Tensor"], facts: Mappin
     """Replace the folder's checkpoint; `facts` is anything that JSON can hold."""
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # cloned, because some may share memory, which the format refuses
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     metadata = {"facts": json.dumps(facts)}
     metadata["sha256"] = _digest(tensors, metadata["facts"])
     # One writer at a time holds the folder: a fixed name leaves no pile of parts after kills.

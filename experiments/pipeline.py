@@ -23,16 +23,13 @@ from experiments.models import Model
 from experiments.overview import Row, draw_overview
 from experiments.provenance import machine, peak_memory_bytes, versions
 from experiments.scores import Scores
+from experiments.settings import Refused, check_settings
 from experiments.stages import PARTS, Stages
 from experiments.store import Artifact, Store, key_of, safe_name
 from experiments.tables import print_table
 from experiments.terminal import say
 
 ARMS = ("unprotected", "protected")
-
-
-class Refused(ValueError):
-    """A configuration that cannot be run; found before any work starts."""
 
 
 def run(config: DictConfig) -> list[Path]:
@@ -54,12 +51,14 @@ class Pipeline:
 
     def __init__(self, config: DictConfig, choices: Mapping[str, str]):
         self.choices = choices
+        if missing := OmegaConf.missing_keys(config):
+            raise Refused(f"{', '.join(sorted(missing))}: set it, for it has no default")
         self.output_dir = Path(config.output_dir)
         self.device = chosen_device(config.device)
         if config.precision == "auto":
             config.precision = "mixed" if self.device.startswith("cuda") else "float32"
         self.config = OmegaConf.to_container(config, resolve=True)
-        self._check_choices()
+        check_settings(self.config)
         self.dataset = build(config.dataset)
         self.attack = build(config.attack)
         self.customizer = build(without(self.config["customizer"], "base_model", "precision"))
@@ -80,19 +79,6 @@ class Pipeline:
             self.device,
             self.config["checkpoint_minutes"],
         )
-
-    def _check_choices(self) -> None:
-        for key in ("stages", "force"):
-            unknown = set(self.config[key]) - set(PARTS)
-            if unknown:
-                raise Refused(f"{key}={self.config[key]}: expected a list of {', '.join(PARTS)}")
-        if self.config["precision"] not in ("float32", "mixed", "bfloat16"):
-            raise Refused(
-                f"precision={self.config['precision']!r}: expected auto, float32, mixed or bfloat16"
-            )
-        seed = self.config["seed"]
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise Refused(f"seed={seed!r}: expected an integer of at least 0")
 
     def _tracker(self, config: DictConfig) -> DictConfig:
         tracker = config.tracker.copy()
@@ -190,7 +176,7 @@ class Pipeline:
         node = self.config[owner]
         base = node["base_model"] if owner == "customizer" else node
         settings = {k: v for k, v in base["gallery"].items() if k != "images_per_prompt"}
-        settings["count"] = base["class_images"]["count"]
+        settings["count"] = self.config["class_images"]["count"]
         return self.stages.class_images(
             model, asked["class_prompt"], settings, self.config["precision"], needed_by
         )
@@ -227,7 +213,8 @@ class Pipeline:
         name = safe_name("_".join(names))
         path = self.output_dir / "records" / f"{name}.json"
         scores = Scores(self.stages, self.scorer, self.config["metrics"], identity, photos)
-        if not path.exists():
+        anew = "eval" in self.config["force"]
+        if anew or not path.exists():
             unprotected = scores.gallery("the unprotected gallery", galleries["unprotected"])
             both = {
                 "unprotected": unprotected,
@@ -257,7 +244,7 @@ class Pipeline:
             )
         record = records.read(path)
         overview = self.output_dir / "overviews" / name / "overview.png"
-        if not overview.exists():
+        if anew or not overview.exists():
             overview.parent.mkdir(parents=True, exist_ok=True)
             self._draw(overview, record, photos["B"], protected, galleries)
         where = self.tracker.track(record, {"overview": overview}, self.output_dir, key)
@@ -345,7 +332,9 @@ def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
     try:
         return instantiate(node, _convert_="object", **arguments)
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError | OSError | TypeError):
+        if isinstance(error.__cause__, TypeError):
+            raise Refused(f"{node['_target_']}: {error.__cause__}: check its settings") from error
+        if isinstance(error.__cause__, ValueError | OSError):
             raise Refused(str(error.__cause__)) from error
         raise
 

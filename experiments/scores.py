@@ -37,7 +37,9 @@ class Scores:
         files = {
             prompt: [gallery.path / name for name in names] for prompt, names in prompts.items()
         }
-        rows = self._stored(what, gallery.digest, lambda: self.scorer(files, self.photos["A"]))
+        rows = self._stored(
+            "gallery", what, gallery.digest, lambda: self.scorer(files, self.photos["A"])
+        )
         summary = summarize(rows)
         table = [{"prompt": prompt, **scores} for prompt, scores in summary["prompts"].items()]
         off = {"brisque": None, "ser_fiq": None}  # what is switched off is missing in the summary
@@ -51,6 +53,7 @@ class Scores:
             return lambda scores: None
         nobody = self.gallery("strangers", strangers)["ism_failures_as_0"]
         held_out = self._stored(
+            "similarity",
             "the held-out photos",
             self.identity.set_C.digest,
             lambda: self.scorer.similarity_of(self.photos["C"], self.photos["A"]),
@@ -61,14 +64,15 @@ class Scores:
     def perceptibility(self, protected: Artifact) -> dict:
         """Return how visible the protection is, measured on the saved files."""
         return self._stored(
+            "perceptibility",
             "how visible the protection is",
             protected.digest,
             lambda: perceptibility(self.photos["B"], protected.files),
         )
 
-    def _stored(self, what: str, digest: str, measure: Callable[[], Any]) -> Any:
+    def _stored(self, kind: str, what: str, digest: str, measure: Callable[[], Any]) -> Any:
         reference = {k: getattr(self.identity, f"set_{k}").digest for k in "AB"}
-        inputs = {"what": what, "images": digest, "reference": reference, "metrics": self.metrics}
+        inputs = {"score": kind, "images": digest, "reference": reference, "metrics": self.metrics}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             (folder / "scores.json").write_text(json.dumps(measure()))

@@ -142,10 +142,8 @@ class Stages:
             inputs |= {"class_images": class_images().digest}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
-            def load_model():
-                return model.load(config["precision"], self.device)
-
-            latent_shape = load_model().latent_shape if attack.needs_surrogate else (0, 0, 0)
+            network = model.load(config["precision"], self.device) if attack.needs_surrogate else None
+            latent_shape = network.latent_shape if network else (0, 0, 0)
             with bars() as progress:
                 protected = attack(
                     AttackInputs(
@@ -155,7 +153,7 @@ class Stages:
                         seed=self.seed,
                         clean_set=(identity.set_A.names, identity.set_A.images),
                         draws=SeededDraws(self.seed, identity.name, latent_shape),
-                        load_model=load_model,
+                        load_model=lambda: network,
                         load_class_images=lambda: read_images(class_images()),
                         progress=progress,
                         checkpoint=checkpoint,
@@ -272,7 +270,7 @@ def sample(
         done += 1
         progress(f"sampling {prompt!r}", min(done, total), total)
 
-    return torch.cat(
+    images = torch.cat(
         [
             network.sample(
                 prompt,
@@ -285,6 +283,12 @@ def sample(
             for batch in batches
         ]
     )
+    if not images.isfinite().all():
+        raise FloatingPointError(
+            f"an image sampled for {prompt!r} is not finite: try precision=float32; if that is "
+            "so already, the model's weights hold NaN or infinity"
+        )
+    return images
 
 
 def read_images(artifact: Artifact) -> tuple[tuple[str, ...], Tensor]:

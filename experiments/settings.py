@@ -1,0 +1,61 @@
+"""What a configuration must satisfy before anything is built from it."""
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import diffusers
+
+from experiments.stages import PARTS
+
+PRECISIONS = ("float32", "mixed", "bfloat16")
+COUNTS = ("images_per_prompt", "batch_size", "steps")
+
+
+class Refused(ValueError):
+    """A configuration that cannot be run; found before any work starts."""
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Raise Refused for a setting of the pipeline's own that no run can have.
+
+    `config` is resolved; attacks, customizers, data sets and metrics check theirs themselves.
+    """
+    for key in ("stages", "force"):
+        asked = config[key]
+        if not isinstance(asked, list) or set(asked) - set(PARTS) or not (asked or key == "force"):
+            raise Refused(f"{key}={asked}: expected a list of {', '.join(PARTS)}")
+    if config["precision"] not in PRECISIONS:
+        expected = f"auto, {', '.join(PRECISIONS)}"
+        raise Refused(f"precision={config['precision']!r}: expected one of {expected}")
+    _check_number("seed", config["seed"], int, 0)
+    _check_number("checkpoint_minutes", config["checkpoint_minutes"], Real, 0)
+    _check_number("class_images.count", config["class_images"]["count"], int, 1)
+    samplings = {
+        "gallery": config["gallery"],
+        "surrogate_model.gallery": config["surrogate_model"]["gallery"],
+        "customizer.base_model.gallery": config["customizer"]["base_model"]["gallery"],
+    }
+    for key, sampling in samplings.items():
+        _check_sampling(key, sampling)
+    prompts = config["gallery"]["prompts"]
+    if not isinstance(prompts, list) or not prompts or len(set(prompts)) < len(prompts):
+        raise Refused(f"gallery.prompts={prompts!r}: expected a list of different prompts")
+
+
+def _check_sampling(key: str, sampling: Mapping[str, Any]) -> None:
+    for name in COUNTS:
+        _check_number(f"{key}.{name}", sampling[name], int, 1)
+    _check_number(f"{key}.guidance_scale", sampling["guidance_scale"], Real, 0)
+    scheduler = sampling["scheduler"]
+    if not hasattr(diffusers, str(scheduler)):
+        raise Refused(
+            f"{key}.scheduler={scheduler!r}: diffusers has no such class; "
+            "DDIMScheduler and PNDMScheduler are two"
+        )
+
+
+def _check_number(key: str, value: object, kind: type, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind) or not value >= least:
+        noun = "an integer" if kind is int else "a number"
+        raise Refused(f"{key}={value!r}: expected {noun} of at least {least}")

@@ -1,0 +1,81 @@
+"""A small setting of an attack: a random model, two photos, a clean set, class images."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor
+
+from anticustom import diffusion
+from anticustom.attacks.inputs import AttackInputs
+from anticustom.draws import SeededDraws
+from anticustom.images import from_8bit
+
+
+@pytest.fixture(scope="session")
+def pictures() -> Callable[[int, int], Tensor]:
+    """Return `count` random images (count, 3, 64, 64) on the 8-bit grid."""
+
+    def make(count: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return from_8bit(torch.randint(0, 256, (count, 3, 64, 64), generator=generator))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def new_model(random_sd) -> Callable[..., diffusion.LatentDiffusion]:
+    """Return a model with random weights that nobody else has."""
+
+    @cache
+    def loaded(precision: str) -> diffusion.LatentDiffusion:
+        return diffusion.load(str(random_sd), precision=precision)
+
+    return lambda precision="float32": deepcopy(loaded(precision))
+
+
+@pytest.fixture
+def model(new_model) -> diffusion.LatentDiffusion:
+    return new_model()
+
+
+@pytest.fixture
+def draws(model) -> SeededDraws:
+    return SeededDraws(0, "ann", model.latent_shape)
+
+
+@pytest.fixture(scope="session")
+def configured(conf) -> Callable:
+    """Return what a node of the composed configuration instantiates."""
+
+    def make(node: str, *overrides: str):
+        with initialize_config_dir(conf, version_base="1.3"):
+            return instantiate(compose("config", list(overrides))[node], _convert_="object")
+
+    return make
+
+
+@pytest.fixture
+def inputs_for(new_model, pictures) -> Callable[..., AttackInputs]:
+    """Return an attack's inputs, with a model of their own in the attack's precision."""
+
+    def make(attack, names: tuple[str, ...] = ("a.png", "b.jpg"), **changed) -> AttackInputs:
+        photos = {"a.png": 0, "b.jpg": 1}
+        precision = "bfloat16" if getattr(attack, "precision", "") == "bfloat16" else "float32"
+        settings = {
+            "identity": "ann",
+            "names": names,
+            "photos": torch.cat([pictures(1, photos[name]) for name in names]),
+            "seed": 0,
+            "clean_set": (("c.png", "d.png"), pictures(2, 2)),
+            "draws": SeededDraws(0, "ann", (4, 8, 8)),
+            "load_model": lambda: new_model(precision),
+            "load_class_images": lambda: (("0.png", "1.png", "2.png"), pictures(3, 3)),
+        }
+        return AttackInputs(**settings | changed)
+
+    return make

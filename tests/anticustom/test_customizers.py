@@ -1,0 +1,237 @@
+import json
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from anticustom.customizers.dreambooth import DreamBooth
+from anticustom.customizers.lora import FILE, LoRA, add_adapters
+from anticustom.customizers.training import CustomizerInputs
+from anticustom.draws import SeededDraws
+from anticustom.finetuning import FineTuning
+from anticustom.progress import NoCheckpoint, silent
+
+PROMPT = "a photo of sks person"
+PROMPTS = {"instance_prompt": PROMPT, "class_prompt": "a photo of person"}
+TRAINING = FineTuning(learning_rate=0.02, batch_size=2)  # so high that two steps are seen
+CUSTOMIZERS = {
+    "dreambooth": DreamBooth(training=TRAINING, steps=3, **PROMPTS),
+    "lora": LoRA(training=TRAINING, steps=3, rank=4, **PROMPTS),
+}
+
+
+@pytest.fixture
+def inputs_of(new_model, pictures):
+    def make(checkpoint=None, progress=silent, draws=None) -> CustomizerInputs:
+        return CustomizerInputs(
+            model=new_model(),
+            photos=(("a.png", "b.png"), pictures(2, 0)),
+            class_images=(("0.png", "1.png", "2.png"), pictures(3, 3)),
+            draws=draws or SeededDraws(0, "ann", (4, 8, 8)),
+            progress=progress,
+            checkpoint=checkpoint or NoCheckpoint(),
+        )
+
+    return make
+
+
+def noise() -> torch.Tensor:
+    return torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+
+
+def samples(model) -> torch.Tensor:
+    return model.sample(PROMPT, noise(), steps=2, guidance_scale=3.0, scheduler="DDIMScheduler")
+
+
+def adapters(network) -> dict[str, torch.Tensor]:
+    """The adapters' weights, whatever the adapter is called."""
+    return {
+        name.replace(".default_0.", ".default."): value.detach()
+        for name, value in network.named_parameters()
+        if "lora_" in name
+    }
+
+
+@pytest.mark.parametrize("name", CUSTOMIZERS)
+def test_a_saved_victim_gives_the_same_samples(name, inputs_of, new_model, tmp_path):
+    customizer, inputs = CUSTOMIZERS[name], inputs_of()
+    losses = customizer.customize(inputs)
+    assert len(losses) == 3
+    customizer.save(inputs.model, tmp_path)
+    loaded = new_model()
+    customizer.load(loaded, tmp_path)
+    victims, uncustomized = samples(inputs.model), samples(new_model())
+    assert victims.shape == (2, 3, 64, 64)
+    assert torch.equal(samples(loaded), victims)
+    assert (victims - uncustomized).abs().mean() > 1e-3
+    assert not any(p.requires_grad for p in inputs.model.unet.parameters())
+
+
+@pytest.mark.parametrize("name", CUSTOMIZERS)
+def test_both_networks_learn_and_the_vae_does_not(name, inputs_of, new_model, tmp_path):
+    customizer, inputs, before = CUSTOMIZERS[name], inputs_of(), new_model()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+    loaded = new_model()
+    customizer.load(loaded, tmp_path)
+    for prompt in (PROMPT, "a dslr portrait of sks person"):
+        with torch.no_grad():
+            embeddings = [m.text_embeddings([prompt]) for m in (inputs.model, loaded, before)]
+        assert torch.equal(embeddings[0], embeddings[1])
+        assert (embeddings[0] - embeddings[2]).abs().max() > 1e-3
+    latents, time = noise(), torch.tensor([500, 500])
+    with torch.no_grad():
+        embeddings = before.text_embeddings([PROMPT])
+        outputs = [m.predict(latents, time, embeddings) for m in (inputs.model, loaded, before)]
+    assert torch.equal(outputs[0], outputs[1])
+    assert (outputs[0] - outputs[2]).abs().max() > 1e-3
+    vae = inputs.model.vae.state_dict()
+    assert all(torch.equal(vae[k], v) for k, v in before.vae.state_dict().items())
+
+
+def test_dreambooth_saves_the_two_networks_it_trains(inputs_of, tmp_path):
+    customizer, inputs = CUSTOMIZERS["dreambooth"], inputs_of()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "text_encoder.safetensors",
+        "unet.safetensors",
+    ]
+    saved = load_file(tmp_path / "unet.safetensors")
+    assert saved.keys() == inputs.model.unet.state_dict().keys()
+
+
+def test_diffusers_loads_the_lora_file(random_sd, inputs_of, tmp_path):
+    customizer, inputs = CUSTOMIZERS["lora"], inputs_of()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        random_sd, safety_checker=None, local_files_only=True
+    )
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(tmp_path, weight_name=FILE)
+    images = pipeline(
+        [PROMPT] * 2, latents=noise(), num_inference_steps=2, guidance_scale=3.0, output_type="pt"
+    ).images
+    torch.testing.assert_close(images, samples(inputs.model))
+
+    for part in ("unet", "text_encoder"):
+        trained = adapters(getattr(inputs.model, part))
+        loaded = adapters(getattr(pipeline, part))
+        assert trained.keys() == loaded.keys()
+        assert all(torch.equal(loaded[name], value) for name, value in trained.items())
+        updates = {name: value for name, value in trained.items() if "lora_B" in name}
+        assert updates
+        # attention to a single token leaves its queries and keys where they are
+        assert all(v.any() for name, v in updates.items() if "q" not in name and "k" not in name)
+        layers = [m for m in getattr(pipeline, part).modules() if hasattr(m, "lora_A")]
+        assert len(layers) == len(updates)
+        assert {scaling for layer in layers for scaling in layer.scaling.values()} == {1.0}
+
+
+def test_the_lora_file(inputs_of, tmp_path):
+    customizer, inputs = CUSTOMIZERS["lora"], inputs_of()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == [FILE]
+    with safe_open(tmp_path / FILE, "pt") as file:
+        keys, metadata = list(file.keys()), file.metadata()
+        shapes = {key: file.get_slice(key).get_shape() for key in keys}
+    parts = {"unet", "text_encoder"}
+    assert {key.split(".")[0] for key in keys} == parts
+    assert all("lora" in key for key in keys)
+    assert all(4 in shape for shape in shapes.values())
+    parameters = sum(len(adapters(getattr(inputs.model, part))) for part in parts)
+    assert len(keys) == parameters
+    config = json.loads(metadata["lora_adapter_metadata"])
+    for part in parts:
+        assert config[f"{part}.r"] == config[f"{part}.lora_alpha"] == 4
+
+
+def test_untrained_adapters_change_nothing(new_model):
+    model, plain = new_model(), samples(new_model())
+    parameters = add_adapters(model, rank=4, seed=0)
+    torch.testing.assert_close(samples(model), plain)
+    assert not any(parameter.requires_grad for parameter in parameters)
+    assert {4} == {min(parameter.shape) for parameter in parameters}
+
+
+def test_adapters_are_those_of_their_seed(new_model):
+    def weights(seed):
+        torch.manual_seed(torch.seed() % 2**31)  # whatever the global generator does
+        return add_adapters(new_model(), rank=4, seed=seed)
+
+    one, same, other = weights(0), weights(0), weights(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_lora_trains_the_adapters_alone(inputs_of, new_model):
+    inputs, before = inputs_of(), new_model()
+    CUSTOMIZERS["lora"].customize(inputs)
+    for part in ("unet", "text_encoder"):
+        after = {
+            name.replace(".base_layer", ""): value
+            for name, value in getattr(inputs.model, part).state_dict().items()
+        }
+        for name, value in getattr(before, part).state_dict().items():
+            assert torch.equal(after[name], value), name
+
+
+class Killed(Exception):
+    pass
+
+
+class Memory:
+    """A checkpoint that is due after every second step."""
+
+    def __init__(self):
+        self.saved, self.asked = None, 0
+
+    def load(self):
+        return self.saved
+
+    def due(self):
+        self.asked += 1
+        return self.asked % 2 == 0
+
+    def save(self, tensors, facts):
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        self.saved = copies, json.loads(json.dumps(facts))
+
+
+@pytest.mark.parametrize("name", CUSTOMIZERS)
+def test_a_killed_customization_goes_on_and_ends_with_the_same_bytes(name, inputs_of):
+    def killed_at_three(what, done, total, loss=None):
+        assert (what, total) == ("customization", 3)
+        if done == 3:
+            raise Killed
+
+    customizer, whole, memory = CUSTOMIZERS[name], inputs_of(), Memory()
+    losses = customizer.customize(whole)
+    with pytest.raises(Killed):
+        customizer.customize(inputs_of(memory, killed_at_three))
+    resumed = inputs_of(memory)
+    assert customizer.customize(resumed) == losses[2:]
+    for part in ("unet", "text_encoder"):
+        wanted = getattr(whole.model, part).state_dict()
+        for key, value in getattr(resumed.model, part).state_dict().items():
+            assert torch.equal(value, wanted[key]), key
+
+
+@pytest.mark.parametrize("name", CUSTOMIZERS)
+def test_a_loss_that_is_not_finite_names_the_step(name, inputs_of):
+    class Poisoned(SeededDraws):
+        def __call__(self, phase, name, count, allowed):
+            draw = super().__call__(phase, name, count, allowed)
+            if phase == "customize 1":
+                draw.noise[0] = float("nan")
+            return draw
+
+    inputs = inputs_of(draws=Poisoned(0, "ann", (4, 8, 8)))
+    with pytest.raises(FloatingPointError, match=r"step 1: .*lower customizer.learning_rate"):
+        CUSTOMIZERS[name].customize(inputs)

@@ -1,0 +1,253 @@
+import pytest
+import torch
+
+from anticustom.draws import SeededDraws
+from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
+
+PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
+NETWORKS = ("vae", "unet", "text_encoder")
+
+
+class Noted:
+    """Seeded draws that note what they were asked for."""
+
+    def __init__(self):
+        self.draws, self.asked = SeededDraws(0, "ann", (4, 8, 8)), []
+
+    def __call__(self, phase, name, count, allowed):
+        self.asked.append((phase, name))
+        return self.draws(phase, name, count, allowed)
+
+
+@pytest.fixture
+def trainer_of(new_model):
+    """Return a trainer of a model of its own."""
+
+    def make(learning_rate=1e-3, parameters=all_weights, **settings) -> Trainer:
+        model = new_model()
+        tuning = FineTuning(learning_rate=learning_rate, **settings)
+        return Trainer(model, parameters(model), tuning, **PROMPTS)
+
+    return make
+
+
+@pytest.fixture
+def train(pictures):
+    """Train on three photos and two class images."""
+
+    def run(trainer, steps, draws=None, phase="fit", photos=3, class_seed=3, **more):
+        instances = encode(trainer.model, "abc"[:photos], pictures(photos, 2))
+        classes = encode(trainer.model, "xy", pictures(2, class_seed))
+        more = {"photo_set": "clean"} | more
+        return trainer.train(instances, classes, steps, draws or Noted(), phase, **more)
+
+    return run
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": value.clone()
+        for part in NETWORKS
+        for name, value in getattr(model, part).state_dict().items()
+    }
+
+
+def changed(before, after) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def largest_change(before, after) -> float:
+    return max((before[name] - after[name]).abs().max().item() for name in before)
+
+
+def test_it_trains_unet_and_text_encoder_and_nothing_else(trainer_of, train):
+    trainer = trainer_of()
+    before = weights(trainer.model)
+    losses = train(trainer, 2)
+    moved = changed(before, weights(trainer.model))
+    assert losses.shape == (2,)
+    assert losses.isfinite().all()
+    parameters = {
+        f"{part}.{name}"
+        for part in ("unet", "text_encoder")
+        for name, _ in getattr(trainer.model, part).named_parameters()
+    }
+    assert moved <= parameters
+    assert len(moved) > 0.95 * len(parameters)
+    assert "text_encoder.embeddings.token_embedding.weight" in {
+        name.replace(".text_model.", ".") for name in moved
+    }
+
+
+def test_only_the_given_parameters_move(trainer_of, train):
+    trainer = trainer_of(parameters=lambda model: model.unet.conv_out.parameters())
+    before = weights(trainer.model)
+    train(trainer, 1)
+    moved = changed(before, weights(trainer.model))
+    assert moved == {"unet.conv_out.weight", "unet.conv_out.bias"}
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_no_gradient_is_left_behind(trainer_of, train, interrupted):
+    trainer = trainer_of()
+    during = []
+
+    def callback(step, loss):
+        assert not loss.requires_grad
+        during.append({p.requires_grad for p in trainer.parameters})
+        if interrupted:
+            raise KeyboardInterrupt
+
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            train(trainer, 2, callback=callback)
+    else:
+        train(trainer, 2, callback=callback)
+    assert during[0] == {True}
+    for network in NETWORKS:
+        for parameter in getattr(trainer.model, network).parameters():
+            assert not parameter.requires_grad
+            assert parameter.grad is None
+
+
+def test_the_loss_is_that_of_the_instances_plus_the_weighted_prior(trainer_of, train):
+    trainer = trainer_of()
+    with_prior, without = (
+        train(trainer_of(prior_weight=weight), 1).item() for weight in (2.0, 0.0)
+    )
+    single = train(trainer, 1).item()
+    assert without > 0
+    assert with_prior - without == pytest.approx(2 * (single - without), rel=1e-3)
+    same, other = (trainer_of(prior_weight=0.0) for _ in range(2))
+    train(same, 2)
+    train(other, 2, class_seed=9)
+    assert largest_change(weights(same.model), weights(other.model)) < 1e-6
+
+
+def test_batches_hold_instances_and_as_many_class_images(trainer_of, train):
+    draws = Noted()
+    train(trainer_of(batch_size=2), 2, draws)
+    assert draws.asked == [
+        ("fit 0", "instance 0 a"),
+        ("fit 0", "instance 1 b"),
+        ("fit 0", "class 0 x"),
+        ("fit 0", "class 1 y"),
+        ("fit 1", "instance 0 c"),
+        ("fit 1", "instance 1 a"),
+        ("fit 1", "class 0 x"),
+        ("fit 1", "class 1 y"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("order", "second", "class_second"),
+    [("continue", ["b", "c"], ["y", "x"]), ("restart", ["a", "b"], ["x", "y"])],
+)
+def test_the_order_of_the_photos(trainer_of, train, order, second, class_second):
+    trainer, draws = trainer_of(order=order), Noted()
+    train(trainer, 1, draws)
+    draws.asked.clear()
+    train(trainer, 2, draws, phase="again")
+    shown = [name.split()[-1] for _, name in draws.asked]
+    assert shown[::2] == second
+    assert shown[1::2] == class_second
+    draws.asked.clear()
+    train(trainer, 1, draws, photo_set="protected")
+    assert draws.asked[0][1] == "instance 0 a"
+
+
+def test_a_continuing_class_order_is_shared_by_the_photo_sets(trainer_of, train):
+    trainer, draws = trainer_of(), Noted()
+    train(trainer, 1, draws)
+    train(trainer, 1, draws, photo_set="protected")
+    assert [name for _, name in draws.asked[1::2]] == ["class 0 x", "class 0 y"]
+
+
+@pytest.mark.parametrize(("optimizer", "steps"), [("keep", 4), ("per_call", 2)])
+def test_the_optimizers_state_across_calls(trainer_of, train, optimizer, steps):
+    trainer = trainer_of(optimizer=optimizer)
+    train(trainer, 2)
+    train(trainer, 2)
+    counts = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    assert counts == {steps}
+
+
+def test_a_rebuilt_optimizer_steps_by_signs(trainer_of, train):
+    """Adam's first step is learning_rate times the gradient's sign, whatever was trained before."""
+    trainer = trainer_of(optimizer="per_call", weight_decay=0.0, gradient_clip=None, epsilon=1e-30)
+    train(trainer, 3)
+    before = weights(trainer.model)
+    train(trainer, 1)
+    after = weights(trainer.model)
+    steps = (after["unet.conv_out.weight"] - before["unet.conv_out.weight"]).abs()
+    torch.testing.assert_close(steps, torch.full_like(steps, 1e-3), rtol=1e-2, atol=0)
+
+
+def test_the_gradient_clip_is_effective(trainer_of, train):
+    def norms(clip):
+        trainer, seen = trainer_of(gradient_clip=clip), []
+
+        def norm_of(optimizer, *arguments):
+            gradients = [p.grad for p in trainer.parameters if p.grad is not None]
+            seen.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+
+        trainer.optimizer.register_step_pre_hook(norm_of)
+        train(trainer, 1)
+        return seen
+
+    (free,), (clipped,), (loose,) = norms(None), norms(1e-3), norms(1e3)
+    assert free > 2e-3
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
+    assert loose == pytest.approx(free, rel=1e-6)
+
+
+def test_a_restored_state_goes_on_with_the_same_bytes(trainer_of, train):
+    whole, first, second = (trainer_of() for _ in range(3))
+    states = {}
+    losses = train(whole, 4, callback=lambda step, loss: states.setdefault(step, whole.state()))
+    train(first, 2)
+    tensors, facts = first.state()
+    frozen = {name: value.clone() for name, value in tensors.items()}
+    second.restore(tensors, facts)
+    rest = train(second, 4, first_step=2)
+    assert torch.equal(rest, losses[2:])
+    assert not changed(weights(whole.model), weights(second.model))
+    assert whole.places == second.places
+    assert not changed(frozen, tensors)
+    assert not changed(frozen, states[1][0])
+
+
+def test_a_state_before_any_training_can_be_restored(trainer_of, train):
+    trainer = trainer_of()
+    before, state = weights(trainer.model), trainer.state()
+    train(trainer, 2)
+    trainer.restore(*state)
+    assert not changed(before, weights(trainer.model))
+    assert not trainer.optimizer.state
+    assert trainer.places == {}
+
+
+def test_encoding_in_chunks_changes_nothing(model, pictures):
+    images = pictures(5, 0)
+    whole, chunks = (encode(model, "abcde", images, batch=n) for n in (8, 2))
+    assert len(whole) == 5
+    assert whole.names == tuple("abcde")
+    assert whole.posterior.mean.shape == (5, 4, 8, 8)
+    assert not whole.posterior.mean.requires_grad
+    torch.testing.assert_close(whole.posterior.mean, chunks.posterior.mean)
+    torch.testing.assert_close(whole.posterior.std, chunks.posterior.std)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("learning_rate", 0),
+        ("learning_rate", float("nan")),
+        ("order", "random"),
+        ("optimizer", "sgd"),
+    ],
+)
+def test_bad_settings_are_refused(key, value):
+    with pytest.raises(ValueError, match=f"^{key}=.*expected") as error:
+        FineTuning(**{"learning_rate": 1e-3} | {key: value})
+    assert "\n" not in str(error.value)

@@ -1,0 +1,280 @@
+"""Stable Diffusion at its true size: shapes and graphs on torch's meta device.
+
+The sizes are those of the public configurations of SD 1.4, 1.5 and 2.1-base.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from anticustom.customizers.lora import add_adapters
+from anticustom.diffusion import LatentDiffusion, image_size
+from anticustom.draws import SeededDraws, draw_batches
+from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
+from anticustom.losses import recorded_features
+from anticustom.timestep_policies import image_gradient_and_loss
+from experiments.tiny_tokenizer import make_tokenizer
+
+PROMPT = "a photo of sks person"
+NAMES = ("a.png", "b.png")
+UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+}
+VAE = {
+    "sample_size": 512,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+CLIP = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+}
+UNET_21 = {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+OPEN_CLIP = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+}
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+}
+
+
+@dataclass(frozen=True)
+class Release:
+    """What sets a release apart, and its published numbers of parameters."""
+
+    unet: dict
+    text: dict
+    unet_parameters: int
+    text_parameters: int
+    lora_parameters: int  # of the UNet's attention at rank 4
+
+
+RELEASES = {
+    "sd14_and_sd15": Release({}, {}, 859_520_964, 123_060_480, 797_184),  # of one architecture
+    "sd21": Release(UNET_21, OPEN_CLIP, 865_910_724, 340_387_840, 829_952),
+}
+
+
+def networks(name: str) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
+    release = RELEASES[name]
+    with torch.device("meta"):
+        return (
+            AutoencoderKL(**VAE),
+            UNet2DConditionModel(**UNET | release.unet),
+            CLIPTextModel(CLIPTextConfig(**CLIP | release.text)),
+        )
+
+
+# built once for the tests that leave them as they are
+standing = cache(networks)
+
+
+@cache
+def tokenizer() -> CLIPTokenizer:
+    made = make_tokenizer([])
+    made.model_max_length = 77
+    return made
+
+
+def assemble(networks, prediction_type: str = "epsilon") -> LatentDiffusion:
+    scheduler = DDPMScheduler(**SCHEDULER, prediction_type=prediction_type, clip_sample=False)
+    return LatentDiffusion(*networks, tokenizer(), scheduler)
+
+
+@pytest.fixture(params=RELEASES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def release(name) -> Release:
+    return RELEASES[name]
+
+
+@pytest.fixture
+def model(name) -> LatentDiffusion:
+    return assemble(standing(name))
+
+
+def photos(count: int = 2) -> torch.Tensor:
+    return torch.zeros(count, 3, 512, 512, device="meta")
+
+
+def drawn(model):
+    draws = SeededDraws(0, "ann", model.latent_shape)
+    return draw_batches(draws, "0 perturb", NAMES, 1, [model.timesteps] * 2)[0].to("meta")
+
+
+def test_sizes(release, model, tmp_path):
+    assert model.latent_shape == (4, 64, 64)
+    assert model.timesteps.tolist() == list(range(1000))
+    assert sum(p.numel() for p in model.unet.parameters()) == release.unet_parameters
+    assert sum(p.numel() for p in model.text_encoder.parameters()) == release.text_parameters
+    for part in ("unet", "vae"):
+        getattr(model, part).save_config(tmp_path / part)
+    assert image_size(Path(tmp_path)) == 512
+    pipeline = model.pipeline()
+    assert pipeline.vae_scale_factor * pipeline.unet.config.sample_size == 512
+
+
+def test_forward_shapes(release, model):
+    posterior = model.posterior(photos())
+    assert posterior.mean.shape == posterior.std.shape == (2, 4, 64, 64)
+    draw = drawn(model)
+    latents = model.latents(posterior, draw.posterior)
+    assert latents.dtype == torch.float32
+    embeddings = model.text_embeddings([PROMPT])
+    assert embeddings.shape == (1, 77, model.unet.config.cross_attention_dim)
+    with recorded_features(model, [3]) as features:
+        prediction = model.predict(
+            model.noisy(latents, draw.noise, draw.timesteps), draw.timesteps, embeddings
+        )
+    assert prediction.shape == (2, 4, 64, 64)
+    assert [tuple(f.shape) for f in features] == [(2, 320, 64, 64)] * 3
+
+
+@pytest.mark.parametrize("attack", ["aspl", "simac"])
+def test_the_image_gradient_of_every_attacks_loss(model, configured, attack):
+    loss = configured("attack", f"attack={attack}").loss
+    with torch.no_grad():
+        clean = model.posterior(photos())
+    objective = loss.bind(model, prompt=PROMPT, clean=clean, start=photos())
+    terms = {}
+
+    def noted(images, draw):
+        terms.update(objective(images, draw))
+        return terms
+
+    gradient, per_image = image_gradient_and_loss(noted, photos(), drawn(model))
+    assert set(terms) == ({"denoising"} if attack == "aspl" else {"denoising", "feature"})
+    assert all(term.shape == (2,) for term in terms.values())
+    assert all(term.requires_grad for term in terms.values())
+    assert gradient.shape == (2, 3, 512, 512)
+    assert per_image.shape == (2,)
+    assert not any(p.requires_grad for p in model.unet.parameters())
+
+
+def test_bfloat16_weights_give_float32_losses_and_gradients(configured):
+    model = assemble([n.to(torch.bfloat16) for n in networks("sd21")], "v_prediction")
+    loss = configured("attack", "attack=simac_released").loss
+    with torch.no_grad():
+        clean = model.posterior(photos())
+    assert clean.mean.dtype == torch.float32
+    objective = loss.bind(model, prompt=PROMPT, clean=clean, start=photos())
+    gradient, per_image = image_gradient_and_loss(objective, photos(), drawn(model))
+    assert gradient.dtype == per_image.dtype == torch.float32
+    assert gradient.shape == (2, 3, 512, 512)
+
+
+def lora(model):
+    return add_adapters(model, rank=4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("sd14_and_sd15", all_weights), ("sd21", all_weights), ("sd21", lora)]
+)
+def test_a_training_step_reaches_all_that_is_trained(name, parameters):
+    model = assemble(networks(name))
+    trained = list(parameters(model))
+    trainer = Trainer(
+        model,
+        trained,
+        FineTuning(learning_rate=5e-7, batch_size=2),
+        instance_prompt=PROMPT,
+        class_prompt="a photo of person",
+    )
+    reached = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: reached.append([p.grad is not None for p in trained])
+    )
+    photo_set = encode(model, NAMES, photos())
+    draws = SeededDraws(0, "ann", model.latent_shape)
+    losses = trainer.train(photo_set, photo_set, 1, draws, "fit", photo_set="clean")
+    assert losses.shape == (1,)
+    assert reached == [[True] * len(trained)]
+    for network in (model.vae, model.unet, model.text_encoder):
+        assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+
+
+def test_adapters_attach_to_every_attention_projection(name, release):
+    model = assemble(networks(name))
+    lora(model)
+    layers = release.text.get("num_hidden_layers", CLIP["num_hidden_layers"])
+    # 16 transformers in the UNet, each with self and cross attention
+    expected = {
+        "unet": (16 * 2, ["to_q", "to_k", "to_v", "to_out.0"]),
+        "text_encoder": (layers, ["q_proj", "k_proj", "v_proj", "out_proj"]),
+    }
+    for part, (attentions, projections) in expected.items():
+        adapters = {
+            name: parameter
+            for name, parameter in getattr(model, part).named_parameters()
+            if "lora_" in name
+        }
+        assert len(adapters) == attentions * len(projections) * 2
+        for projection in projections:
+            for matrix in ("lora_A", "lora_B"):
+                end = f".{projection}.{matrix}.default.weight"
+                assert sum(name.endswith(end) for name in adapters) == attentions
+        if part == "unet":
+            assert sum(p.numel() for p in adapters.values()) == release.lora_parameters
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_target_follows_the_prediction_type(prediction_type):
+    model = assemble(standing("sd21"), prediction_type)
+    latents, noise = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([0, 500, 999])
+    target = model.target(latents, noise, timesteps)
+    if prediction_type == "epsilon":
+        assert torch.equal(target, noise)
+        return
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = (1 - betas).cumprod(0)[timesteps].view(-1, 1, 1, 1)
+    velocity = kept.sqrt() * noise - (1 - kept).sqrt() * latents
+    torch.testing.assert_close(target, velocity.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_published_scheduler_trains_and_samples(tmp_path):
+    """The releases hold a PNDM sampler's configuration: the noise schedule is read from it."""
+    published = {"skip_prk_steps": True, "set_alpha_to_one": False}
+    PNDMScheduler(**SCHEDULER, **published).save_pretrained(tmp_path)
+    ours = DDPMScheduler.from_pretrained(tmp_path)
+    torch.testing.assert_close(ours.alphas_cumprod, PNDMScheduler(**SCHEDULER).alphas_cumprod)
+    assert ours.config.prediction_type == "epsilon"
+    sampler = PNDMScheduler.from_config(ours.config)
+    assert {key: sampler.config[key] for key in published} == published
+    sampler.set_timesteps(100)
+    assert len(sampler.timesteps) == 101
+    assert sampler.timesteps[0] == 991

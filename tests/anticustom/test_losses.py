@@ -1,0 +1,142 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from anticustom.draws import draw_batches
+from anticustom.losses import Denoising, FeatureInterference, recorded_features
+from anticustom.timestep_policies import image_gradient_and_loss
+
+PROMPT = "a photo of sks person"
+RELEASED = {"reference": "phase_start", "gradient": False}
+LOSSES = {
+    "denoising": Denoising(),
+    "feature": FeatureInterference(),
+    "released": FeatureInterference(**RELEASED),
+}
+
+
+@pytest.fixture
+def draw(model, draws):
+    return draw_batches(draws, "0 perturb", ("a", "b", "c"), 1, [model.timesteps] * 3)[0]
+
+
+def bound(loss, model, clean, start=None):
+    with torch.no_grad():
+        posterior = model.posterior(clean)
+    return loss.bind(model, prompt=PROMPT, clean=posterior, start=clean if start is None else start)
+
+
+def gradient_of(term, images):
+    return torch.autograd.grad(term.sum(), images, retain_graph=True)[0]
+
+
+@pytest.mark.parametrize("loss", [Denoising(), FeatureInterference(up_blocks=(2, 3))])
+def test_every_term_has_a_gradient_for_every_image(model, pictures, draw, loss):
+    images = pictures(3, 0).requires_grad_()
+    terms = bound(loss, model, pictures(3, 1))(images, draw)
+    assert list(terms) == (
+        ["denoising"] if isinstance(loss, Denoising) else ["denoising", "feature"]
+    )
+    for term in terms.values():
+        assert term.shape == (3,)
+        assert (term > 0).all()
+        assert (gradient_of(term, images).abs().flatten(1).sum(1) > 0).all()
+
+
+def test_the_released_feature_term_has_no_gradient(model, pictures, draw):
+    clean, start = pictures(3, 1), pictures(3, 2)
+    images = pictures(3, 0).requires_grad_()
+    terms = bound(LOSSES["released"], model, clean, start)(images, draw)
+    assert not terms["feature"].requires_grad
+    assert (terms["feature"] > 0).all()
+    own, _ = image_gradient_and_loss(bound(Denoising(), model, clean), images, draw)
+    total, _ = image_gradient_and_loss(bound(LOSSES["released"], model, clean, start), images, draw)
+    torch.testing.assert_close(total, own)
+
+
+def test_what_the_features_are_compared_with(model, pictures, draw):
+    clean, start = pictures(3, 1), pictures(3, 2)
+    draw = replace(draw, clean_posterior=draw.posterior)
+    original = bound(FeatureInterference(), model, clean, start)
+    phase_start = bound(FeatureInterference(reference="phase_start"), model, clean, start)
+    with torch.no_grad():
+        assert original(clean, draw)["feature"].max() == 0
+        assert original(start, draw)["feature"].min() > 0
+        assert phase_start(start, draw)["feature"].max() == 0
+        assert phase_start(clean, draw)["feature"].min() > 0
+
+
+def test_the_feature_term_is_the_mean_over_layers_of_per_image_means(model, pictures, draw):
+    clean, images = pictures(3, 1), pictures(3, 0)
+    with torch.no_grad():
+        terms = bound(FeatureInterference(weight=2.5), model, clean)(images, draw)
+        features = []
+        for picture, normal in ((images, draw.posterior), (clean, draw.clean_posterior)):
+            latents = model.latents(model.posterior(picture), normal)
+            embeddings = model.text_embeddings([PROMPT] * 3)
+            with recorded_features(model, [3]) as maps:
+                model.predict(
+                    model.noisy(latents, draw.noise, draw.timesteps), draw.timesteps, embeddings
+                )
+            features.append(maps)
+        assert len(features[0]) == len(model.unet.up_blocks[3].resnets)
+        distances = [(a - b).square().mean((1, 2, 3)) for a, b in zip(*features, strict=True)]
+    torch.testing.assert_close(terms["feature"], 2.5 * sum(distances) / len(distances))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_batched_gradients_are_those_of_single_images(model, pictures, draw, name):
+    clean, images = pictures(3, 1), pictures(3, 0)
+    together, losses = image_gradient_and_loss(bound(LOSSES[name], model, clean), images, draw)
+    for k in range(3):
+        one = slice(k, k + 1)
+        objective = bound(LOSSES[name], model, clean[one])
+        gradient, loss = image_gradient_and_loss(objective, images[one], draw[one])
+        torch.testing.assert_close(loss[0], losses[k])
+        torch.testing.assert_close(
+            gradient[0], together[k], rtol=1e-3, atol=1e-4 * together[k].abs().max().item()
+        )
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_denoising_is_the_models_training_loss(model, pictures, draw, prediction_type):
+    model.scheduler = DDPMScheduler.from_config(
+        model.scheduler.config, prediction_type=prediction_type
+    )
+    images = pictures(3, 0)
+    kept = model.scheduler.alphas_cumprod[draw.timesteps].view(-1, 1, 1, 1)
+    with torch.no_grad():
+        loss = bound(Denoising(), model, images)(images, draw)["denoising"]
+        moments = model.vae.encode(2 * images - 1).latent_dist
+        latents = model.vae.config.scaling_factor * (moments.mean + moments.std * draw.posterior)
+        noisy = kept.sqrt() * latents + (1 - kept).sqrt() * draw.noise
+        embeddings = model.text_embeddings([PROMPT] * 3)
+        prediction = model.unet(noisy, draw.timesteps, embeddings).sample
+        velocity = kept.sqrt() * draw.noise - (1 - kept).sqrt() * latents
+    target = draw.noise if prediction_type == "epsilon" else velocity
+    torch.testing.assert_close(loss, (target - prediction).square().mean((1, 2, 3)))
+
+
+def test_features_are_recorded_only_inside(model):
+    def hooks():
+        return [len(r.conv2._forward_hooks) for b in model.unet.up_blocks for r in b.resnets]
+
+    def interrupted():
+        with recorded_features(model, [2, 3]):
+            assert sum(hooks()) == sum(len(model.unet.up_blocks[k].resnets) for k in (2, 3))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert sum(hooks()) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("reference", "clean"), ("weight", -1.0), ("weight", float("nan"))]
+)
+def test_bad_settings_are_refused(key, value):
+    with pytest.raises(ValueError, match=f"^loss.{key}=.*expected") as error:
+        FeatureInterference(**{key: value})
+    assert "\n" not in str(error.value)

@@ -1,0 +1,361 @@
+"""Whole runs with a random-weight model: what they leave, what they share, what they say."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+from PIL import Image
+
+from experiments.pipeline import Pipeline
+
+RUN = Path(__file__).parents[2] / "run.py"
+SIMAC = [
+    "attack=simac",
+    "attack.steps=2",
+    "attack.step_size=3",
+    "attack.surrogate_schedule.iterations=2",
+    "attack.surrogate_schedule.training_steps=1",
+    "timestep_policy.keep=900",
+]
+STAGES = {"photos", "class_images", "protect", "customize", "gallery", "eval"}
+
+# what readers of records rely on
+SURFACE = {
+    "schema_version": int,
+    "dataset": str,
+    "identity": str,
+    "attack": str,
+    "eps": float,
+    "loss": str,
+    "timestep_policy": str,
+    "surrogate_model": str,
+    "customizer": str,
+    "seed": int,
+    "command": str,
+    "versions": dict,
+    "seconds": {"protect": float, "customize": float, "evaluate": float},
+    "scores": {
+        arm: {
+            "ism": float,
+            "ism_failures_as_0": float,
+            "fdfr": float,
+            "brisque": float,
+            "ser_fiq": float,
+            "identity_retention": float,
+        }
+        for arm in ("protected", "unprotected")
+    },
+    "perceptibility": {"linf": float, "psnr": float, "ssim": float},
+}
+NULLABLE = {"ism", "ser_fiq", "identity_retention"}  # a random model draws no faces
+
+# every line that a run may print
+NUMBERS = r"(\s+[-+]?[\d.]+)+\s*"
+OWN_LINES = [
+    r"",
+    r"0: (photos|gallery of the (un)?protected victim) \.\.\.",
+    r"2 class images of tiny for 'a photo of person' \.\.\.",
+    r"0: protecting 4 photos \(simac, eps 8\) \.\.\.",
+    r"0: customizing on the (un)?protected photos \(dreambooth\) \.\.\.",
+    r"gallery of tiny, strangers \.\.\.",
+    r"0: scoring (the (un)?protected gallery|strangers|the held-out photos) \.\.\.",
+    r"0: scoring how visible the protection is \.\.\.",
+    r"overview: \S+/overview\.png   tracked: \S+/wandb/offline-run-\S+",
+    r"simac at eps 8 on portraits 0, victim dreambooth \(surrogate tiny\)",
+    r"victim  .*↓.*↑.*",
+    r"prompt  .*↓.*↑.*",
+    r"[- ]+",
+    r"(unprotected|protected|difference)" + NUMBERS,
+    r"a (photo|dslr portrait) of sks person  .*->.*",
+    r"Photos changed by at most 8 grey levels \(eps 8\), PSNR [\d.]+ dB, SSIM [\d.]+",
+    r"Arrows: towards better protection\. Failures: images without a face\.",
+    r"\S+/records/\S+\.json",
+]
+
+
+def snapshot(output_dir: Path) -> dict[str, tuple[int, int, int]]:
+    """Return inode, time and size of every file of results."""
+    return {
+        str(path.relative_to(output_dir)): (
+            (status := path.stat()).st_ino,
+            status.st_mtime_ns,
+            status.st_size,
+        )
+        for folder in ("store", "records", "overviews", "wandb")
+        for path in sorted((output_dir / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def artifacts(output_dir: Path, stage: str) -> set[Path]:
+    return {manifest.parent for manifest in output_dir.glob(f"store/{stage}/*/*/manifest.json")}
+
+
+def protected(output_dir: Path) -> dict[str, bytes]:
+    """Return the protected photos of all identities."""
+    return {
+        f"{folder.name}/{file.name}": file.read_bytes()
+        for folder in sorted(artifacts(output_dir, "protect"))
+        for file in sorted(folder.glob("*.png"))
+    }
+
+
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        return np.asarray(image).astype(int)
+
+
+def composed(conf: str, *arguments: str) -> Pipeline:
+    with initialize_config_dir(conf, version_base="1.3"):
+        config = compose("config", list(arguments), return_hydra_config=True)
+    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return Pipeline(config, choices)
+
+
+class Finished:
+    """A run that ended well: its arguments, what it printed, and its folder."""
+
+    def __init__(self, arguments: list[str], output_dir: Path, environment: dict[str, str]):
+        self.arguments, self.output_dir = arguments, output_dir
+        ended = subprocess.run(
+            [sys.executable, str(RUN), *arguments],
+            cwd=output_dir.parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ended.returncode == 0, ended.stderr
+        self.out, self.err = ended.stdout, ended.stderr
+
+    @property
+    def record(self) -> dict:
+        return json.loads(next(self.output_dir.glob("records/*.json")).read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(miniature, environment, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("finished") / "out"
+    return Finished([*miniature, *SIMAC, f"output_dir={output_dir}"], output_dir, environment)
+
+
+def test_a_run_leaves_protected_photos_within_eps(finished):
+    (clean,) = artifacts(finished.output_dir, "photos")
+    (folder,) = artifacts(finished.output_dir, "protect")
+    names = [f"B{k}.png" for k in range(4)]
+    assert sorted(file.name for file in folder.glob("*.png")) == names
+    changes = [np.abs(pixels(folder / n) - pixels(clean / "set_B" / n)).max() for n in names]
+    assert changes == [8] * 4  # four steps of 3 grey levels, projected
+    assert finished.record["perceptibility"]["linf"] == 8
+
+
+def test_a_run_leaves_a_record(finished):
+    def check(values, surface, where=""):
+        for key, kind in surface.items():
+            value = values[key]
+            if isinstance(kind, dict):
+                check(value, kind, f"{where}{key}.")
+            elif not (value is None and key in NULLABLE):
+                kinds = (int, float) if kind is float else kind
+                assert isinstance(value, kinds), f"{where}{key}: {value!r}"
+
+    record = finished.record
+    check(record, SURFACE)
+    assert finished.out.splitlines()[-1] == str(next(finished.output_dir.glob("records/*.json")))
+    stated = {key: record[key] for key in ("dataset", "identity", "attack", "eps", "customizer")}
+    assert stated == {
+        "dataset": "portraits",
+        "identity": "0",
+        "attack": "simac",
+        "eps": 8,
+        "customizer": "dreambooth",
+    }
+    assert (record["loss"], record["timestep_policy"]) == (
+        "feature_interference",
+        "adaptive_greedy",
+    )
+    assert all(argument.split("=")[0] in record["command"] for argument in finished.arguments)
+    assert record["seconds"]["protect"] > 0
+    assert record["versions"]["torch"]
+
+
+def test_a_run_leaves_an_overview_and_an_offline_wandb_run(finished):
+    (overview,) = finished.output_dir.glob("overviews/*/overview.png")
+    assert min(pixels(overview).shape[:2]) > 500
+    (run,) = finished.output_dir.glob("wandb/offline-run-*/run-*.wandb")
+    assert run.stat().st_size > 1000
+    assert list(run.parent.glob("files/media/images/**/*.png"))
+
+
+def test_a_run_prints_its_own_lines_alone(finished):
+    assert finished.err == ""
+    lines = finished.out.splitlines()
+    foreign = [line for line in lines if not any(re.fullmatch(own, line) for own in OWN_LINES)]
+    assert foreign == []
+    assert len([line for line in lines if line.endswith("...")]) == 13
+
+
+def test_the_same_command_again_changes_no_file(finished, command):
+    before = snapshot(finished.output_dir)
+    again = command(*finished.arguments, cwd=finished.output_dir.parent)
+    assert again.last_line == finished.out.splitlines()[-1]
+    assert "..." not in again.out
+    assert snapshot(finished.output_dir) == before
+
+
+@pytest.fixture
+def further(finished, command, miniature):
+    """Run another attack in the same folder; return its record and how many artifacts are new."""
+
+    def run(attack: str) -> tuple[dict, dict[str, int]]:
+        out = finished.output_dir
+        before = {stage: artifacts(out, stage) for stage in STAGES}
+        ended = command(*miniature, f"attack={attack}", "tracker=none", f"output_dir={out}")
+        new = {stage: len(artifacts(out, stage) - before[stage]) for stage in STAGES}
+        return json.loads(Path(ended.last_line).read_text()), {k: n for k, n in new.items() if n}
+
+    return run
+
+
+def test_attack_none_makes_no_second_victim(finished, further):
+    record, new = further("none")
+    assert new == {"protect": 1, "eval": 1}  # the score: how visible no protection is
+    digests = record["digests"]
+    assert digests["gallery_protected"] == digests["gallery_unprotected"]
+    assert record["scores"]["protected"] == record["scores"]["unprotected"]
+    assert record["scores"]["unprotected"] == finished.record["scores"]["unprotected"]
+    assert record["perceptibility"]["linf"] == 0
+    assert (record["eps"], record["loss"], record["timestep_policy"]) == (0, "none", "none")
+
+
+def test_attack_noise_shares_class_images_and_the_unprotected_victim(finished, further):
+    record, new = further("noise")
+    assert new == {"protect": 1, "customize": 1, "gallery": 1, "eval": 2}
+    own = finished.record["digests"]
+    assert record["digests"]["gallery_unprotected"] == own["gallery_unprotected"]
+    assert record["digests"]["gallery_protected"] != own["gallery_protected"]
+    assert record["perceptibility"]["linf"] == 8
+
+
+def test_stages(command, miniature, tmp_path):
+    arguments = [*miniature, "attack=noise", "tracker=none", f"output_dir={tmp_path}"]
+    nothing = command(*arguments, "stages=[eval]")
+    assert nothing.status == 1
+    (line,) = nothing.err.splitlines()
+    assert re.match(r"error: stages=\['eval'\]: there is no result of stage protect ", line)
+    assert line.endswith("run it with stages=[protect,eval]")
+
+    stopped = command(*arguments, "stages=[protect]")
+    (folder,) = artifacts(tmp_path, "protect")
+    assert stopped.last_line == f"protected photos of 0: {folder}"
+    assert not artifacts(tmp_path, "customize")
+
+    still = command(*arguments, "stages=[eval]")
+    assert still.status == 1
+    assert "there is no result of stage customize " in still.err
+
+    assert command(*arguments, "stages=[customize]").status == 0
+    assert not artifacts(tmp_path, "eval")
+    assert not (tmp_path / "records").exists()
+    assert Path(command(*arguments, "stages=[eval]").last_line).exists()
+
+
+def test_force_computes_again(command, miniature, aspl, tmp_path):
+    arguments = [*miniature, *aspl, "tracker=none", f"output_dir={tmp_path}"]
+    record = Path(command(*arguments).last_line)
+    files = snapshot(tmp_path)
+    photos = protected(tmp_path)
+
+    again = command(*arguments, "force=[protect]")
+    assert again.last_line == str(record)
+    assert "protecting 4 photos" in again.out
+    assert protected(tmp_path) == photos
+    now = snapshot(tmp_path)
+    changed = {name.split("/")[1] for name in now if now[name] != files.get(name)}
+    assert changed == {"protect"}
+
+    command(*arguments, "force=[eval]")
+    later = snapshot(tmp_path)
+    changed = {name.split("/")[1] for name in later if later[name] != now[name]}
+    assert changed == {"eval", record.name, record.stem}
+
+
+def test_order_and_sharding_of_identities_change_nothing(command, miniature, aspl, tmp_path):
+    photos = []
+    for identities in ("[3,7]", "[7,3]", "[7]"):
+        output_dir = tmp_path / identities
+        command(
+            *miniature,
+            *aspl,
+            "stages=[protect]",
+            f"dataset.identities={identities}",
+            f"output_dir='{output_dir}'",
+        )
+        photos.append(protected(output_dir))
+    both, turned, alone = photos
+    assert both == turned
+    assert alone == {name: data for name, data in both.items() if name.startswith("7/")}
+    assert len(alone) == 4
+    assert both["3/B0.png"] != both["7/B0.png"]
+
+
+@pytest.mark.parametrize(("dataset", "identity"), [("celebahq", "103"), ("vggface2", "n000050")])
+def test_real_photos(command, miniature, aspl, shared, tmp_path, dataset, identity):
+    records = []
+    for attack in (["attack=none"], ["attack=noise"], aspl):
+        ended = command(
+            f"dataset={dataset}",
+            f"dataset.root={shared}/samples/{dataset}",
+            f"dataset.identities=[{identity}]",
+            "surrogate_model=tiny",
+            *miniature,
+            "customizer=lora",
+            *attack,
+            "tracker=none",
+            f"output_dir={tmp_path}",
+        )
+        assert ended.err == ""
+        records.append(json.loads(Path(ended.last_line).read_text()))
+    assert [record["attack"] for record in records] == ["none", "noise", "aspl"]
+    assert {record["identity"] for record in records} == {identity}
+    assert [record["perceptibility"]["linf"] for record in records[:2]] == [0, 8]
+    assert 0 < records[2]["perceptibility"]["linf"] <= 8
+    assert len(artifacts(tmp_path, "customize")) == 3
+    unprotected = [record["scores"]["unprotected"]["images"] for record in records]
+    assert unprotected[0] == unprotected[1] == unprotected[2]
+
+
+def test_class_images_count_is_a_setting_of_its_own(command, miniature, aspl, tmp_path):
+    arguments = [*miniature, *aspl, "stages=[protect]", f"output_dir={tmp_path}"]
+    assert command(*arguments, "class_images.count=3").status == 0
+    (folder,) = artifacts(tmp_path, "class_images")
+    assert len(list(folder.glob("*.png"))) == 3
+
+
+def test_sweeps_run_one_job_after_the_other(command, miniature, tmp_path):
+    arguments = [*miniature, "attack=none,noise", "stages=[protect]", f"output_dir={tmp_path}"]
+    ended = command("-m", *arguments)
+    assert ended.status == 0
+    assert len(artifacts(tmp_path, "protect")) == 2
+    assert len(list(tmp_path.glob("logs/*/[01]/.hydra/config.yaml"))) == 2
+
+
+def test_own_photos_are_not_uploaded(conf, miniature, tmp_path):
+    own = ["dataset=folder", f"dataset.root={tmp_path}/photos", "surrogate_model=tiny", *miniature]
+    Path(tmp_path, "photos").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")
+    out = f"output_dir={tmp_path}/out"
+    assert composed(conf, *own, out).tracker.upload_images is False
+    assert composed(conf, *own, out, "tracker.upload_images=true").tracker.upload_images is True
+    assert composed(conf, *miniature, out).tracker.upload_images is True
+    asked = composed(conf, *miniature, out, "tracker.upload_images=false")
+    assert asked.tracker.upload_images is False
