@@ -157,7 +157,7 @@ class LatentDiffusion:
         with self.autocast():
             images = pipeline(
                 [prompt] * len(noise),
-                latents=noise.to(self.device),
+                latents=noise.to(self.device, self.unet.dtype),
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
                 output_type="pt",

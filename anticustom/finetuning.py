@@ -60,6 +60,8 @@ class FineTuning:
     def __post_init__(self):
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size!r}: expected an integer of at least 1")
         if self.order not in ("continue", "restart"):
             raise ValueError(f"order={self.order!r}: expected continue or restart")
         if self.optimizer not in ("keep", "per_call"):

@@ -95,6 +95,10 @@ class FittedFirst:
     training_steps: int
     iterations: int = 1
 
+    def __post_init__(self):
+        _check_count("iterations", self.iterations, 1)
+        _check_count("training_steps", self.training_steps, 0)
+
     @contextlib.contextmanager
     def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
         if iteration == 0:
@@ -119,6 +123,10 @@ class Alternating:
     iterations: int = 50
     training_steps: int = 3
 
+    def __post_init__(self):
+        _check_count("iterations", self.iterations, 1)
+        _check_count("training_steps", self.training_steps, 0)
+
     @contextlib.contextmanager
     def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
         tensors, _ = surrogate.trainer.state()
@@ -141,6 +149,13 @@ class Alternating:
             progress,
             done=before * self.training_steps,
             total=2 * self.iterations * self.training_steps,
+        )
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(
+            f"attack.surrogate_schedule.{name}={value!r}: expected an integer of at least {least}"
         )
 
 

@@ -1,10 +1,8 @@
 """The pipeline protect -> customize -> eval: the one place that instantiates a configuration."""
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from anticustom.diffusion import image_size
-from anticustom.identities import Identity, PhotoSet
-from anticustom.images import output_names, read_png
+from anticustom.identities import Identity
 from experiments import records
 from experiments.disk import check_writable
 from experiments.models import Model
-from experiments.overview import Row, draw_overview
-from experiments.provenance import machine, peak_memory_bytes, versions
+from experiments.results import ARMS, Outcome, publish
 from experiments.scores import Scores
 from experiments.settings import Refused, check_settings
-from experiments.stages import PARTS, Stages
-from experiments.store import Artifact, Store, key_of, safe_name
+from experiments.stages import PARTS, Stages, read_back
+from experiments.store import Artifact, Store
 from experiments.tables import print_table
 from experiments.terminal import say
-
-ARMS = ("unprotected", "protected")
 
 
 def run(config: DictConfig) -> list[Path]:
@@ -44,6 +38,13 @@ def run(config: DictConfig) -> list[Path]:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"error: {str(error).split('.')[0]}: lower class_images or gallery batch_size, or the "
+            "customizer's training.batch_size; what is done is kept"
+        )
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; the same command goes on where it was")
 
 
 class Pipeline:
@@ -133,6 +134,9 @@ class Pipeline:
     def _identity(self, identity: Identity) -> Path | None:
         config, stages = self.config, self.stages
         photos = stages.photos(identity)
+        scores = Scores(stages, self.scorer, config["metrics"], identity, photos)
+        if "eval" in stages.wanted:
+            scores.check_reference()
         protected = stages.protect(
             identity,
             self.attack,
@@ -146,7 +150,10 @@ class Pipeline:
         if stages.wanted == {"protect"}:
             say(f"protected photos of {identity.name}: {protected.path}")
             return None
-        arms = {"unprotected": identity.set_B, "protected": read_back(identity.set_B, protected)}
+        arms = {
+            "unprotected": identity.set_B,
+            "protected": read_back(identity.set_B, protected.path),
+        }
         class_images = self._class_images(
             self.base_model, "customizer", config["customizer"], "customize"
         )
@@ -170,7 +177,28 @@ class Pipeline:
             for arm in ARMS:
                 say(f"gallery of the {arm} victim of {identity.name}: {galleries[arm].path}")
             return None
-        return self._record(identity, photos, protected, victims, galleries, strangers)
+        outcome = Outcome(identity, protected, victims, galleries, strangers)
+        return publish(outcome, scores, self._facts(identity), self.output_dir, self.tracker)
+
+    def _facts(self, identity: Identity) -> dict:
+        """Return what of a record is known before any score, in the record's order."""
+        uses_loss = self.attack.needs_surrogate
+        return {
+            "dataset": self.choices["dataset"],
+            "identity": identity.name,
+            "attack": self.choices["attack"],
+            "eps": self.attack.eps,
+            "loss": self.choices["loss"] if uses_loss else "none",
+            "timestep_policy": self.choices["timestep_policy"] if uses_loss else "none",
+            "surrogate_model": self.choices["surrogate_model"],
+            "customizer": self.choices["customizer"],
+            "seed": self.config["seed"],
+            "config": self.config,
+            "digests": {
+                "surrogate_model": self.surrogate_model.digest,
+                "base_model": self.base_model.digest,
+            },
+        }
 
     def _class_images(self, model: Model, owner: str, asked: Mapping, needed_by: str) -> Artifact:
         node = self.config[owner]
@@ -191,138 +219,6 @@ class Pipeline:
             self.config["gallery"],
             self.config["precision"],
         )
-
-    def _record(self, identity, photos, protected, victims, galleries, strangers) -> Path:
-        digests = {"photos": {k: getattr(identity, f"set_{k}").digest for k in "ABC"}}
-        digests |= {
-            "surrogate_model": self.surrogate_model.digest,
-            "base_model": self.base_model.digest,
-        }
-        digests |= {"protected": protected.digest}
-        digests |= {f"gallery_{arm}": galleries[arm].digest for arm in ARMS}
-        key = key_of(
-            "record", records.SCHEMA_VERSION, {"digests": digests, "config": self._results_config()}
-        )
-        names = (
-            self.choices["dataset"],
-            identity.name,
-            self.choices["attack"],
-            self.choices["customizer"],
-            key,
-        )
-        name = safe_name("_".join(names))
-        path = self.output_dir / "records" / f"{name}.json"
-        scores = Scores(self.stages, self.scorer, self.config["metrics"], identity, photos)
-        anew = "eval" in self.config["force"]
-        if anew or not path.exists():
-            unprotected = scores.gallery("the unprotected gallery", galleries["unprotected"])
-            both = {
-                "unprotected": unprotected,
-                "protected": scores.gallery("the protected gallery", galleries["protected"]),
-            }
-            retention = scores.retention(strangers)
-            for arm in ARMS:
-                both[arm]["identity_retention"] = retention(both[arm])
-            records.write(
-                {
-                    **self._facts(identity),
-                    "digests": digests,
-                    "seconds": {
-                        "protect": protected.manifest["facts"]["seconds"],
-                        "customize": sum(
-                            a.manifest["facts"]["seconds"]
-                            for a in (victims["protected"], galleries["protected"])
-                        ),
-                        "evaluate": scores.seconds,
-                    },
-                    "peak_memory_bytes": peak_memory_bytes(),
-                    "scores": both,
-                    "perceptibility": scores.perceptibility(protected),
-                },
-                path.parent,
-                name,
-            )
-        record = records.read(path)
-        overview = self.output_dir / "overviews" / name / "overview.png"
-        if anew or not overview.exists():
-            overview.parent.mkdir(parents=True, exist_ok=True)
-            self._draw(overview, record, photos["B"], protected, galleries)
-        where = self.tracker.track(record, {"overview": overview}, self.output_dir, key)
-        say(f"overview: {overview}" + (f"   tracked: {where}" if where else ""))
-        return path
-
-    def _results_config(self) -> dict:
-        """Return what of the configuration decides the numbers: nothing of paths, devices and
-        trackers.
-        """
-        groups = (
-            "attack",
-            "customizer",
-            "gallery",
-            "class_images",
-            "metrics",
-            "prompts",
-            "seed",
-            "precision",
-        )
-        return {name: self.config[name] for name in groups}
-
-    def _facts(self, identity: Identity) -> dict:
-        uses_loss = self.attack.needs_surrogate
-        return {
-            "schema_version": records.SCHEMA_VERSION,
-            "dataset": self.choices["dataset"],
-            "identity": identity.name,
-            "attack": self.choices["attack"],
-            "eps": self.attack.eps,
-            "loss": self.choices["loss"] if uses_loss else "none",
-            "timestep_policy": self.choices["timestep_policy"] if uses_loss else "none",
-            "surrogate_model": self.choices["surrogate_model"],
-            "customizer": self.choices["customizer"],
-            "seed": self.config["seed"],
-            "command": shlex.join(["python", *sys.argv]),
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "machine": machine(),
-            "config": self.config,
-            "scorer": self.config["metrics"],
-        }
-
-    def _draw(
-        self, path: Path, record: Mapping, clean: list[Path], protected: Artifact, galleries
-    ) -> None:
-        visible = record["perceptibility"]
-        psnr = "" if visible["psnr"] is None else f", PSNR {visible['psnr']:.1f} dB"
-        attack = f"{record['attack']} at eps {record['eps']:g}"
-        draw_overview(
-            path,
-            title=f"{attack} on {record['dataset']} {record['identity']}",
-            subtitle=f"{record['customizer']} of {self.base_model.name}, seed {record['seed']}",
-            photos=Row("Photos", clean),
-            protected=Row(
-                "Protected", protected.files, f"largest change {visible['linf']} of 255{psnr}"
-            ),
-            galleries=[
-                Row(
-                    f"{arm} victim".capitalize(),
-                    galleries[arm].files,
-                    score_line(record["scores"][arm]),
-                )
-                for arm in ARMS
-            ],
-            prompts=self.config["gallery"]["prompts"],
-        )
-
-
-def score_line(scores: Mapping) -> str:
-    ism = "-" if scores["ism"] is None else f"{scores['ism']:.2f}"
-    lines = [
-        f"ISM {ism}, failures as 0 {scores['ism_failures_as_0']:.2f}",
-        f"FDFR {scores['fdfr']:.0%}",
-    ]
-    if scores.get("identity_retention") is not None:
-        lines.append(f"identity retention {scores['identity_retention']:.2f}")
-    return "\n".join(lines)
 
 
 def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
@@ -345,12 +241,6 @@ def without(node: Mapping, *names: str) -> dict:
 
 def model_of(node: Mapping) -> Model:
     return Model(node["name"], node["path"], node["revision"])
-
-
-def read_back(clean: PhotoSet, protected: Artifact) -> PhotoSet:
-    """Return the protected photos as their files hold them, in the order of the clean ones."""
-    files = [protected.path / name for name in output_names(clean.names)]
-    return PhotoSet(clean.names, torch.stack([read_png(file) for file in files]))
 
 
 def chosen_device(asked: str) -> str:

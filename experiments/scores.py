@@ -31,6 +31,16 @@ class Scores:
         self.identity, self.photos = identity, photos
         self.seconds = 0.0
 
+    def check_reference(self) -> None:
+        """Raise ValueError if no face is found in the clean set A, before hours are spent."""
+        files = self.photos["A"]
+        self._stored(
+            "similarity",
+            "the reference photos",
+            self.identity.set_A.digest,
+            lambda: self.scorer.similarity_of(files, files),
+        )
+
     def gallery(self, what: str, gallery: Artifact) -> dict:
         """Return the scores of a gallery, of each prompt, and the rows of its images."""
         prompts = gallery.manifest["facts"]["prompts"]
@@ -61,13 +71,13 @@ class Scores:
         person = failures_as_0(held_out)
         return lambda scores: identity_retention(scores["ism_failures_as_0"], nobody, person)
 
-    def perceptibility(self, protected: Artifact) -> dict:
+    def perceptibility(self, protected: Artifact, files: list[Path]) -> dict:
         """Return how visible the protection is, measured on the saved files."""
         return self._stored(
             "perceptibility",
             "how visible the protection is",
             protected.digest,
-            lambda: perceptibility(self.photos["B"], protected.files),
+            lambda: perceptibility(self.photos["B"], files),
         )
 
     def _stored(self, kind: str, what: str, digest: str, measure: Callable[[], Any]) -> Any:

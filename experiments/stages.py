@@ -14,7 +14,7 @@ from anticustom.attacks.inputs import AttackInputs
 from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws, keyed_generator
 from anticustom.identities import Identity, PhotoSet
-from anticustom.images import read_png, write_png, write_protected
+from anticustom.images import output_names, read_png, write_png, write_protected
 from experiments.checkpoints import TimedCheckpoint
 from experiments.models import Model
 from experiments.provenance import digest_of_folder, peak_memory_bytes
@@ -100,8 +100,8 @@ class Stages:
             "photos", identity.name, inputs, build, what=f"{identity.name}: photos"
         )
         return {
-            letter: [f for f in artifact.files if f.parent.name == f"set_{letter}"]
-            for letter in sets
+            letter: photo_files(artifact.path / f"set_{letter}", photos)
+            for letter, photos in sets.items()
         }
 
     def class_images(
@@ -142,7 +142,9 @@ class Stages:
             inputs |= {"class_images": class_images().digest}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
-            network = model.load(config["precision"], self.device) if attack.needs_surrogate else None
+            network = (
+                model.load(config["precision"], self.device) if attack.needs_surrogate else None
+            )
             latent_shape = network.latent_shape if network else (0, 0, 0)
             with bars() as progress:
                 protected = attack(
@@ -295,6 +297,18 @@ def read_images(artifact: Artifact) -> tuple[tuple[str, ...], Tensor]:
     """Return names and images (n, 3, h, w) of an artifact of PNG files."""
     files = artifact.files
     return tuple(f.name for f in files), torch.stack([read_png(f) for f in files])
+
+
+def photo_files(folder: Path, photos: PhotoSet) -> list[Path]:
+    """Return the files of `photos` that `write_protected` wrote into `folder`, in their order."""
+    return [folder / name for name in output_names(photos.names)]
+
+
+def read_back(clean: PhotoSet, folder: Path) -> PhotoSet:
+    """Return the protected photos in `folder` as their files hold them, under the clean names."""
+    return PhotoSet(
+        clean.names, torch.stack([read_png(file) for file in photo_files(folder, clean)])
+    )
 
 
 def slug(text: str) -> str:

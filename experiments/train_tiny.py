@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel, compute_snr
 from torch import Tensor
 from tqdm import tqdm
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from anticustom.portraits import (
     SCENES,
@@ -31,9 +31,15 @@ from anticustom.portraits import (
     render,
     shot,
 )
-from experiments.tiny_tokenizer import make_tokenizer
+from experiments.tiny_model import (
+    SIZE,
+    make_tokenizer,
+    new_autoencoder,
+    new_scheduler,
+    new_text_encoder,
+    new_unet,
+)
 
-SIZE = 64
 CAPTIONS = 4  # drawn for each portrait
 SHOTS = 2  # of each training identity
 
@@ -133,18 +139,6 @@ class Run:
 # ---------------------
 
 
-def new_autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
-        sample_size=SIZE,
-        latent_channels=8,
-        block_out_channels=(32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=8,
-    )
-
-
 def train_autoencoder(work: Path, images: Tensor, steps: int, device: str) -> AutoencoderKL:
     """Return the autoencoder trained for L1, sharp edges and nearly standard latents, its scaling
     factor measured.
@@ -179,7 +173,7 @@ def train_autoencoder(work: Path, images: Tensor, steps: int, device: str) -> Au
 def refine_decoder(
     work: Path, vae: AutoencoderKL, images: Tensor, steps: int, device: str
 ) -> AutoencoderKL:
-    """Return the autoencoder with its decoder trained on, for sharper pictures of the same latents."""
+    """Return the autoencoder with its decoder trained on: sharper pictures of the same latents."""
     torch.manual_seed(2)
     parts = torch.nn.ModuleDict({"decoder": vae.decoder, "conv": vae.post_quant_conv})
     parts.requires_grad_(True)
@@ -220,59 +214,6 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 # --- UNet and text encoder
 # --------------------------------------------------------------------------------------------
-
-
-def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=128,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
-
-
-def new_unet() -> UNet2DConditionModel:
-    """Return a UNet of four levels; attention at the finest would cost as much as all the rest."""
-    return UNet2DConditionModel(
-        sample_size=SIZE // 4,
-        in_channels=8,
-        out_channels=8,
-        layers_per_block=1,
-        block_out_channels=(48, 96, 128, 160),
-        norm_num_groups=8,
-        cross_attention_dim=128,
-        attention_head_dim=4,
-        down_block_types=(
-            "DownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "DownBlock2D",
-        ),
-        up_block_types=(
-            "UpBlock2D",
-            "CrossAttnUpBlock2D",
-            "CrossAttnUpBlock2D",
-            "UpBlock2D",
-        ),
-    )
-
-
-def new_scheduler() -> DDPMScheduler:
-    """Stable Diffusion's noise schedule."""
-    return DDPMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        steps_offset=1,
-    )
 
 
 def train_unet(

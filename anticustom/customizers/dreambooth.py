@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from anticustom.customizers.training import CustomizerInputs, train
+from anticustom.customizers.training import CustomizerInputs, check_steps, train
 from anticustom.diffusion import LatentDiffusion
 from anticustom.finetuning import FineTuning, all_weights
 
@@ -22,6 +22,9 @@ class DreamBooth:
     steps: int
     instance_prompt: str
     class_prompt: str
+
+    def __post_init__(self):
+        check_steps(self.steps)
 
     def customize(self, inputs: CustomizerInputs) -> list[float]:
         """Turn `inputs.model` into the victim; return the losses."""

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
-from anticustom.customizers.training import CustomizerInputs, train
+from anticustom.customizers.training import CustomizerInputs, check_steps, train
 from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import keyed_generator
 from anticustom.finetuning import FineTuning
@@ -35,6 +35,11 @@ class LoRA:
     instance_prompt: str
     class_prompt: str
     seed: int = 0
+
+    def __post_init__(self):
+        check_steps(self.steps)
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"customizer.rank={self.rank!r}: expected an integer of at least 1")
 
     def customize(self, inputs: CustomizerInputs) -> list[float]:
         """Turn `inputs.model` into the victim; return the losses."""

@@ -27,6 +27,12 @@ class CustomizerInputs:
     checkpoint: Checkpoint
 
 
+def check_steps(steps: object) -> None:
+    """Raise ValueError unless `steps` is a positive integer."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"customizer.steps={steps!r}: expected an integer of at least 1")
+
+
 def train(
     inputs: CustomizerInputs,
     parameters: Iterable[nn.Parameter],
@@ -73,6 +79,6 @@ def train(
         raise FloatingPointError(
             f"the loss is not finite at customization step {step}: try precision=float32, or a "
             "lower "
-            f"customizer.learning_rate than {settings.learning_rate:g}"
+            f"customizer.training.learning_rate than {settings.learning_rate:g}"
         )
     return losses.tolist()

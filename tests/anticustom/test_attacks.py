@@ -335,6 +335,21 @@ def test_bad_settings_are_refused(key, value):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "settings"),
+    [
+        (Alternating, {"iterations": 0}),
+        (Alternating, {"training_steps": -1}),
+        (FittedFirst, {"training_steps": 1.5}),
+    ],
+)
+def test_bad_schedules_are_refused(schedule, settings):
+    (key,) = settings
+    everything = {"training": FineTuning(learning_rate=1e-3), "training_steps": 1} | settings
+    with pytest.raises(ValueError, match=f"surrogate_schedule.{key}=.*expected"):
+        schedule(**everything)
+
+
 def test_an_alternating_surrogate_asks_for_draws_by_phase_and_photo(preset, inputs_for):
     asked = []
 

@@ -24,9 +24,9 @@ CUSTOMIZERS = {
 
 @pytest.fixture
 def inputs_of(new_model, pictures):
-    def make(checkpoint=None, progress=silent, draws=None) -> CustomizerInputs:
+    def make(checkpoint=None, progress=silent, draws=None, precision="float32") -> CustomizerInputs:
         return CustomizerInputs(
-            model=new_model(),
+            model=new_model(precision),
             photos=(("a.png", "b.png"), pictures(2, 0)),
             class_images=(("0.png", "1.png", "2.png"), pictures(3, 3)),
             draws=draws or SeededDraws(0, "ann", (4, 8, 8)),
@@ -54,15 +54,25 @@ def adapters(network) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", CUSTOMIZERS)
-def test_a_saved_victim_gives_the_same_samples(name, inputs_of, new_model, tmp_path):
-    customizer, inputs = CUSTOMIZERS[name], inputs_of()
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("dreambooth", "float32"),
+        ("dreambooth", "bfloat16"),
+        ("lora", "float32"),
+        ("lora", "mixed"),
+        ("lora", "bfloat16"),
+    ],
+)
+def test_a_saved_victim_gives_the_same_samples(name, precision, inputs_of, new_model, tmp_path):
+    customizer, inputs = CUSTOMIZERS[name], inputs_of(precision=precision)
     losses = customizer.customize(inputs)
     assert len(losses) == 3
     customizer.save(inputs.model, tmp_path)
-    loaded = new_model()
+    loaded = new_model(precision)
     customizer.load(loaded, tmp_path)
-    victims, uncustomized = samples(inputs.model), samples(new_model())
+    victims, uncustomized = samples(inputs.model), samples(new_model(precision))
+    assert victims.dtype == torch.float32
     assert victims.shape == (2, 3, 64, 64)
     assert torch.equal(samples(loaded), victims)
     assert (victims - uncustomized).abs().mean() > 1e-3
@@ -233,5 +243,19 @@ def test_a_loss_that_is_not_finite_names_the_step(name, inputs_of):
             return draw
 
     inputs = inputs_of(draws=Poisoned(0, "ann", (4, 8, 8)))
-    with pytest.raises(FloatingPointError, match=r"step 1: .*lower customizer.learning_rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 1: .*lower customizer\.training\.learning_rate"
+    ):
         CUSTOMIZERS[name].customize(inputs)
+
+
+@pytest.mark.parametrize(
+    ("customizer", "settings"),
+    [(DreamBooth, {"steps": 0}), (LoRA, {"steps": 1.5}), (LoRA, {"rank": 0})],
+)
+def test_bad_settings_are_refused(customizer, settings):
+    (key,) = settings
+    rank = {"rank": 4} if customizer is LoRA else {}
+    with pytest.raises(ValueError, match=f"^customizer.{key}=.*expected") as error:
+        customizer(**{"training": TRAINING, "steps": 3} | rank | PROMPTS | settings)
+    assert "\n" not in str(error.value)

@@ -243,6 +243,8 @@ def test_encoding_in_chunks_changes_nothing(model, pictures):
     [
         ("learning_rate", 0),
         ("learning_rate", float("nan")),
+        ("batch_size", 0),
+        ("batch_size", 1.5),
         ("order", "random"),
         ("optimizer", "sgd"),
     ],

@@ -18,7 +18,7 @@ from anticustom.draws import SeededDraws, draw_batches
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
 from anticustom.losses import recorded_features
 from anticustom.timestep_policies import image_gradient_and_loss
-from experiments.tiny_tokenizer import make_tokenizer
+from experiments.tiny_model import make_tokenizer
 
 PROMPT = "a photo of sks person"
 NAMES = ("a.png", "b.png")

@@ -1,0 +1,139 @@
+"""What a run leaves of an identity: its record, its picture, its tracked run."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from anticustom.identities import Identity
+from experiments import records
+from experiments.overview import Row, draw_overview
+from experiments.provenance import machine, peak_memory_bytes, versions
+from experiments.scores import Scores
+from experiments.stages import photo_files
+from experiments.store import Artifact, key_of, safe_name
+from experiments.terminal import say
+from experiments.tracking import Tracker
+
+ARMS = ("unprotected", "protected")
+# what of the configuration decides a record's numbers: nothing of paths, devices and trackers
+DECISIVE = ("attack", "customizer", "gallery", "class_images", "metrics", "seed", "precision")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The artifacts of one identity; `victims` and `galleries` by arm."""
+
+    identity: Identity
+    protected: Artifact
+    victims: Mapping[str, Artifact]
+    galleries: Mapping[str, Artifact]
+    strangers: Artifact
+
+    @property
+    def protected_files(self) -> list[Path]:
+        return photo_files(self.protected.path, self.identity.set_B)
+
+
+def publish(
+    outcome: Outcome, scores: Scores, facts: Mapping, output_dir: Path, tracker: Tracker
+) -> Path:
+    """Write record and overview and track them, each unless it is there; return the record's path.
+
+    `facts` are the record's entries that are known before scoring.
+    """
+    identity = outcome.identity
+    digests = {
+        **facts["digests"],
+        "photos": {letter: getattr(identity, f"set_{letter}").digest for letter in "ABC"},
+        "protected": outcome.protected.digest,
+        **{f"gallery_{arm}": outcome.galleries[arm].digest for arm in ARMS},
+    }
+    config = facts["config"]
+    decisive = {name: config[name] for name in DECISIVE}
+    decisive["customizer"] = {k: v for k, v in config["customizer"].items() if k != "base_model"}
+    decisive["attack"] = {k: v for k, v in config["attack"].items() if k != "root"}
+    key = key_of("record", records.SCHEMA_VERSION, {"digests": digests, "config": decisive})
+    parts = (facts["dataset"], identity.name, facts["attack"], facts["customizer"], key)
+    name = safe_name("_".join(parts))
+    path = output_dir / "records" / f"{name}.json"
+    anew = "eval" in config["force"]
+    if anew or not path.exists():
+        record = {**_origin(), **facts, "digests": digests, **_results(outcome, scores)}
+        records.write(record, path.parent, name)
+    record = records.read(path)
+    overview = output_dir / "overviews" / name / "overview.png"
+    if anew or not overview.exists():
+        _draw(overview, record, outcome, scores)
+    where = tracker.track(record, {"overview": overview}, output_dir, key)
+    say(f"overview: {overview}" + (f"   tracked: {where}" if where else ""))
+    return path
+
+
+def _origin() -> dict:
+    return {
+        "schema_version": records.SCHEMA_VERSION,
+        "command": shlex.join(["python", *sys.argv]),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def _results(outcome: Outcome, scores: Scores) -> dict:
+    arms = {arm: scores.gallery(f"the {arm} gallery", outcome.galleries[arm]) for arm in ARMS}
+    retention = scores.retention(outcome.strangers)
+    for scored in arms.values():
+        scored["identity_retention"] = retention(scored)
+    visible = scores.perceptibility(outcome.protected, outcome.protected_files)
+    customized = (outcome.victims["protected"], outcome.galleries["protected"])
+    return {
+        "seconds": {
+            "protect": outcome.protected.manifest["facts"]["seconds"],
+            "customize": sum(made.manifest["facts"]["seconds"] for made in customized),
+            "evaluate": scores.seconds,
+        },
+        "peak_memory_bytes": peak_memory_bytes(),
+        "scorer": scores.metrics,
+        "scores": arms,
+        "perceptibility": visible,
+    }
+
+
+def _draw(path: Path, record: Mapping, outcome: Outcome, scores: Scores) -> None:
+    visible = record["perceptibility"]
+    psnr = "" if visible["psnr"] is None else f", PSNR {visible['psnr']:.1f} dB"
+    attack = f"{record['attack']} at eps {record['eps']:g}"
+    base_model = record["config"]["customizer"]["base_model"]["name"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_overview(
+        path,
+        title=f"{attack} on {record['dataset']} {record['identity']}",
+        subtitle=f"{record['customizer']} of {base_model}, seed {record['seed']}",
+        photos=Row("Photos", scores.photos["B"]),
+        protected=Row(
+            "Protected", outcome.protected_files, f"largest change {visible['linf']} of 255{psnr}"
+        ),
+        galleries=[
+            Row(
+                f"{arm} victim".capitalize(),
+                outcome.galleries[arm].files,
+                _score_lines(record["scores"][arm]),
+            )
+            for arm in ARMS
+        ],
+        prompts=record["config"]["gallery"]["prompts"],
+    )
+
+
+def _score_lines(scores: Mapping) -> str:
+    ism = "-" if scores["ism"] is None else f"{scores['ism']:.2f}"
+    lines = [
+        f"ISM {ism}, failures as 0 {scores['ism_failures_as_0']:.2f}",
+        f"FDFR {scores['fdfr']:.0%}",
+    ]
+    if scores.get("identity_retention") is not None:
+        lines.append(f"identity retention {scores['identity_retention']:.2f}")
+    return "\n".join(lines)
