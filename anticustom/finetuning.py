@@ -62,6 +62,10 @@ class FineTuning:
             raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
         if not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size!r}: expected an integer of at least 1")
+        if not self.prior_weight >= 0:
+            raise ValueError(f"prior_weight={self.prior_weight!r}: expected at least 0")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip={self.gradient_clip!r}: expected above 0, or null")
         if self.order not in ("continue", "restart"):
             raise ValueError(f"order={self.order!r}: expected continue or restart")
         if self.optimizer not in ("keep", "per_call"):

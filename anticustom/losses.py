@@ -65,6 +65,8 @@ class FeatureInterference:
     def __post_init__(self):
         if self.reference not in ("original", "phase_start"):
             raise ValueError(f"loss.reference={self.reference!r}: expected original or phase_start")
+        if not self.up_blocks or not set(self.up_blocks) <= {0, 1, 2, 3}:
+            raise ValueError(f"loss.up_blocks={self.up_blocks!r}: expected some of [0, 1, 2, 3]")
         if not self.weight >= 0:
             raise ValueError(f"loss.weight={self.weight!r}: expected a number of at least 0")
 

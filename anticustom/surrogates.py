@@ -1,7 +1,7 @@
 """How the surrogate moves while it is attacked: frozen, fitted first (FSMG), alternating (ASPL)."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,8 @@ class Surrogate:
     trainer: Trainer | None = None
     clean: EncodedPhotos | None = None
     classes: EncodedPhotos | None = None
+    fitted_steps: int = 0  # done of a training that goes before the attack
+    keep: Callable[[], None] = lambda: None  # saves a checkpoint when one is due
 
     def train(
         self,
@@ -44,6 +46,25 @@ class Surrogate:
 
         self.trainer.train(
             photos, self.classes, steps, self.draws, phase, photo_set=photo_set, callback=report
+        )
+
+    def fit(self, steps: int, progress: Progress) -> None:
+        """Train on the clean set A up to `steps`, going on after those that are done."""
+
+        def after(step: int, loss: Tensor) -> None:
+            progress("surrogate training", step + 1, steps, loss)
+            self.fitted_steps = step + 1
+            self.keep()
+
+        self.trainer.train(
+            self.clean,
+            self.classes,
+            steps,
+            self.draws,
+            "fit",
+            photo_set="clean",
+            first_step=self.fitted_steps,
+            callback=after,
         )
 
 
@@ -78,6 +99,9 @@ class Frozen:
     iterations: int = 1
     training: None = None
 
+    def __post_init__(self):
+        _check_count("iterations", self.iterations, 1)
+
     def attackable(self, surrogate, iteration, progress):
         return contextlib.nullcontext()
 
@@ -102,7 +126,7 @@ class FittedFirst:
     @contextlib.contextmanager
     def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
         if iteration == 0:
-            surrogate.train(surrogate.clean, self.training_steps, "fit", "clean", progress)
+            surrogate.fit(self.training_steps, progress)
         yield
 
     def follow(self, surrogate, iteration, names, protected, progress):

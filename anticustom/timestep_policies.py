@@ -48,19 +48,14 @@ class Interval:
     high: int
 
     def __post_init__(self):
-        if not 0 <= self.low <= self.high:
+        if not 0 <= self.low <= self.high < 1000:
             raise ValueError(
-                f"timestep_policy.low={self.low!r}, high={self.high!r}: expected 0 <= low <= high"
+                f"timestep_policy.low={self.low!r}, high={self.high!r}: expected "
+                "0 <= low <= high <= 999"
             )
 
     def allowed(self, model, images, names, prompt, draws, **settings) -> list[Tensor]:
-        inside = model.timesteps[self.low : self.high + 1]
-        if self.high >= len(model.timesteps):
-            raise ValueError(
-                f"timestep_policy.high={self.high}: the surrogate has timesteps 0 to "
-                f"{len(model.timesteps) - 1}"
-            )
-        return [inside] * len(images)
+        return [model.timesteps[self.low : self.high + 1]] * len(images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +85,8 @@ class AdaptiveGreedy:
                 raise ValueError(
                     f"timestep_policy.{name}={getattr(self, name)!r}: expected at least 1"
                 )
+        if self.window % 2:
+            raise ValueError(f"timestep_policy.window={self.window!r}: expected an even number")
 
     def allowed(
         self, model, images, names, prompt, draws, *, eps, step_size, progress

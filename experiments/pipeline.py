@@ -135,7 +135,7 @@ class Pipeline:
         config, stages = self.config, self.stages
         photos = stages.photos(identity)
         scores = Scores(stages, self.scorer, config["metrics"], identity, photos)
-        if "eval" in stages.wanted:
+        if stages.wanted > {"eval"}:  # before hours are spent
             scores.check_reference()
         protected = stages.protect(
             identity,

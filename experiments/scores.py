@@ -32,7 +32,7 @@ class Scores:
         self.seconds = 0.0
 
     def check_reference(self) -> None:
-        """Raise ValueError if no face is found in the clean set A, before hours are spent."""
+        """Raise ValueError if no face is found in the clean set A."""
         files = self.photos["A"]
         self._stored(
             "similarity",

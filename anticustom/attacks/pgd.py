@@ -3,6 +3,7 @@ recombinations.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -78,6 +79,7 @@ class PGD:
         with torch.no_grad():
             posterior = model.posterior(clean)
         for iteration in range(first, self.surrogate_schedule.iterations):
+            surrogate.keep = partial(self._keep, inputs, surrogate, iteration, protected, allowed)
             with self.surrogate_schedule.attackable(surrogate, iteration, inputs.progress):
                 objective = self.loss.bind(
                     model, prompt=self.instance_prompt, clean=posterior, start=protected
@@ -86,8 +88,7 @@ class PGD:
             self.surrogate_schedule.follow(
                 surrogate, iteration, inputs.names, protected, inputs.progress
             )
-            if inputs.checkpoint.due():
-                self._save(inputs, surrogate, iteration + 1, protected, allowed)
+            self._keep(inputs, surrogate, iteration + 1, protected, allowed)
         return protected.cpu()
 
     def _ascend(self, inputs, objective, protected, clean, allowed, iteration) -> Tensor:
@@ -101,6 +102,8 @@ class PGD:
             protected = project(sign_step(protected, gradient, self.step_size), clean, self.eps)
             losses.append(loss)
             inputs.progress("perturbation", iteration * self.steps + step + 1, total, loss.mean())
+        # a gradient that is not finite spoils its image, whose loss comes one step later
+        losses.append(protected.flatten(1).sum(1))
         finite = torch.stack(losses).isfinite().cpu()
         if not finite.all():
             step, image = (~finite).nonzero()[0].tolist()
@@ -111,10 +114,15 @@ class PGD:
             )
         return protected
 
-    def _save(self, inputs, surrogate: Surrogate, iteration: int, protected, allowed) -> None:
+    def _keep(self, inputs, surrogate: Surrogate, iteration: int, protected, allowed) -> None:
+        """Save a checkpoint, if one is due, from which `iteration` goes on."""
+        if not inputs.checkpoint.due():
+            return
         tensors, facts = surrogate.trainer.state() if surrogate.trainer else ({}, {})
         own = {"protected": protected} | {f"allowed.{k}": a for k, a in enumerate(allowed)}
-        inputs.checkpoint.save(tensors | own, facts | {"iteration": iteration})
+        inputs.checkpoint.save(
+            tensors | own, facts | {"iteration": iteration, "fitted_steps": surrogate.fitted_steps}
+        )
 
     def _resume(self, inputs, surrogate: Surrogate) -> tuple[int, Tensor, list[Tensor] | None]:
         device = inputs.model.device
@@ -124,5 +132,6 @@ class PGD:
         tensors, facts = saved
         if surrogate.trainer:
             surrogate.trainer.restore(tensors, facts)
+        surrogate.fitted_steps = facts["fitted_steps"]
         allowed = [tensors[f"allowed.{k}"] for k in range(len(inputs.names))]
         return facts["iteration"], tensors["protected"].to(device), allowed

@@ -292,6 +292,18 @@ def test_a_killed_attack_goes_on_and_ends_with_the_same_bytes(
     assert not resumed.progress.of("greedy search")
 
 
+def test_a_killed_fit_goes_on_where_it_was(preset, inputs_for):
+    attack, memory = preset("fsmg"), Memory()
+    whole = inputs_for(attack)
+    wanted = attack(whole)
+    with pytest.raises(Killed):
+        attack(inputs_for(attack, checkpoint=memory, progress=Reports(("surrogate training", 2))))
+    resumed = inputs_for(attack, checkpoint=memory, progress=Reports())
+    assert torch.equal(attack(resumed), wanted)
+    assert not changed(weights(whole.model), weights(resumed.model))
+    assert resumed.progress.of("surrogate training") == [2]
+
+
 def test_a_finished_attack_is_not_done_again(preset, inputs_for):
     attack, memory = preset("aspl"), Memory()
     wanted = attack(inputs_for(attack, checkpoint=memory))

@@ -29,10 +29,10 @@ from experiments.disk import load_checkpoint, save_checkpoint
 folder = Path(sys.argv[1])
 loaded = load_checkpoint(folder)
 step = loaded[1]["step"] if loaded else 0
-print("ready", flush=True)
 while True:
     step += 1
     save_checkpoint(folder, {"weights": torch.full((1 << 20,), float(step))}, {"step": step})
+    print("saved", flush=True)
 """
 
 

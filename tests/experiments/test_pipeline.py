@@ -64,7 +64,7 @@ OWN_LINES = [
     r"0: protecting 4 photos \(simac, eps 8\) \.\.\.",
     r"0: customizing on the (un)?protected photos \(dreambooth\) \.\.\.",
     r"gallery of tiny, strangers \.\.\.",
-    r"0: scoring (the (un)?protected gallery|strangers|the held-out photos) \.\.\.",
+    r"0: scoring (the (un)?protected gallery|strangers|the (held-out|reference) photos) \.\.\.",
     r"0: scoring how visible the protection is \.\.\.",
     r"overview: \S+/overview\.png   tracked: \S+/wandb/offline-run-\S+",
     r"simac at eps 8 on portraits 0, victim dreambooth \(surrogate tiny\)",
