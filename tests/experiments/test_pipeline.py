@@ -201,7 +201,7 @@ def test_a_run_prints_its_own_lines_alone(finished):
     lines = finished.out.splitlines()
     foreign = [line for line in lines if not any(re.fullmatch(own, line) for own in OWN_LINES)]
     assert foreign == []
-    assert len([line for line in lines if line.endswith("...")]) == 13
+    assert len([line for line in lines if line.endswith("...")]) == 14
 
 
 def test_the_same_command_again_changes_no_file(finished, command):
