@@ -7,6 +7,7 @@ state under --work.
 """
 
 import argparse
+import hashlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel, compute_snr
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -48,40 +49,60 @@ def shuffled_batches(count: int, batch: int, first_step: int) -> Iterator[Tensor
 
 
 class Run:
-    """The steps of one training: bar, timed checkpoints, resumption."""
+    """The steps of training `network` with AdamW: bar, timed checkpoints, resumption.
 
-    def __init__(self, file: Path, steps: int, parts: dict):
-        self.file, self.steps, self.parts, self.first = file, steps, parts, 0
+    `average`, if given, is kept in the checkpoints too.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        network: nn.Module,
+        steps: int,
+        *,
+        learning_rate: float,
+        average: EMAModel | None = None,
+    ):
+        self.file, self.network, self.steps, self.first = file, network, steps, 0
+        optimizer = torch.optim.AdamW(
+            network.parameters(), lr=learning_rate, weight_decay=1e-3, betas=(0.9, 0.99)
+        )
+        schedule = get_cosine_schedule_with_warmup(optimizer, 200, steps)
+        self.parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        self.parts |= {"average": average} if average else {}
         if file.exists():
             saved = torch.load(file, weights_only=True)
             self.first = saved.pop("step")
-            for name, part in parts.items():
+            for name, part in self.parts.items():
                 part.load_state_dict(saved[name])
 
     def __iter__(self) -> Iterator[int]:
-        saved_at, smooth = time.monotonic(), None
-        self.bar = tqdm(
-            range(self.first, self.steps), desc=self.file.stem, initial=self.first, total=self.steps
-        )
+        saved_at = time.monotonic()
+        left = range(self.first, self.steps)
+        self.bar = tqdm(left, desc=self.file.stem, initial=self.first, total=self.steps)
         for step in self.bar:
             yield step
-            smooth = self.loss if smooth is None else 0.99 * smooth + 0.01 * self.loss
-            self.bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
             if time.monotonic() - saved_at > 300:
                 self.save(step + 1)
                 saved_at = time.monotonic()
         self.save(self.steps)
 
+    def descend(self, loss: Tensor) -> None:
+        """Take one optimizer step down `loss`."""
+        self.bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.parts["optimizer"].step()
+        self.parts["optimizer"].zero_grad()
+        self.parts["schedule"].step()
+        if "average" in self.parts:
+            self.parts["average"].step(self.network.parameters())
+
     def save(self, step: int) -> None:
         partial = self.file.with_suffix(".partial")
-        torch.save(
-            {name: part.state_dict() for name, part in self.parts.items()} | {"step": step}, partial
-        )
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        torch.save(states | {"step": step}, partial)
         partial.rename(self.file)
-
-
-# --- autoencoder -------------------------------------------------------------------------------
-# ---------------------
 
 
 def train_autoencoder(work: Path, images: Tensor, steps: int, device: str) -> AutoencoderKL:
@@ -90,24 +111,14 @@ def train_autoencoder(work: Path, images: Tensor, steps: int, device: str) -> Au
     """
     torch.manual_seed(0)
     vae = new_autoencoder().to(device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=1e-4, betas=(0.9, 0.99))
-    schedule = get_cosine_schedule_with_warmup(optimizer, 200, steps)
-    run = Run(
-        work / "autoencoder.pt", steps, {"vae": vae, "optimizer": optimizer, "schedule": schedule}
-    )
+    run = Run(work / "autoencoder.pt", vae, steps, learning_rate=1e-3)
     batches = shuffled_batches(len(images), 16, run.first)
     for _ in run:
         x = images[next(batches)].to(device).float() / 127.5 - 1
         with torch.autocast(device, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample
-        loss = reconstruction_loss(y.float(), x) + 1e-6 * posterior.kl().float().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        run.loss = loss.item()
+        run.descend(reconstruction_loss(y.float(), x) + 1e-6 * posterior.kl().float().mean())
     vae.eval().requires_grad_(False)
     with torch.no_grad():
         latents = vae.encode(images[:512].to(device).float() / 127.5 - 1).latent_dist.mean
@@ -120,13 +131,9 @@ def refine_decoder(
 ) -> AutoencoderKL:
     """Return the autoencoder with its decoder trained on: sharper pictures of the same latents."""
     torch.manual_seed(2)
-    parts = torch.nn.ModuleDict({"decoder": vae.decoder, "conv": vae.post_quant_conv})
-    parts.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=7e-4, weight_decay=1e-4, betas=(0.9, 0.99))
-    schedule = get_cosine_schedule_with_warmup(optimizer, 100, steps)
-    run = Run(
-        work / "decoder.pt", steps, {"parts": parts, "optimizer": optimizer, "schedule": schedule}
-    )
+    decoder = nn.ModuleDict({"decoder": vae.decoder, "conv": vae.post_quant_conv})
+    decoder.requires_grad_(True)
+    run = Run(work / "decoder.pt", decoder, steps, learning_rate=7e-4)
     batches = shuffled_batches(len(images), 16, run.first)
     for _ in run:
         x = images[next(batches)].to(device).float() / 127.5 - 1
@@ -134,13 +141,7 @@ def refine_decoder(
             with torch.no_grad():
                 latents = vae.encode(x).latent_dist.sample()
             y = vae.decode(latents).sample
-        loss = reconstruction_loss(y.float(), x)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        run.loss = loss.item()
+        run.descend(reconstruction_loss(y.float(), x))
     vae.requires_grad_(False)
     return vae
 
@@ -155,10 +156,6 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
         + 0.5 * edges
         + 0.5 * (F.avg_pool2d(y, 2) - F.avg_pool2d(x, 2)).abs().mean()
     )
-
-
-# --- UNet and text encoder
-# --------------------------------------------------------------------------------------------
 
 
 def train_unet(
@@ -184,16 +181,10 @@ def train_unet(
     empty, tokens = tokens[-1], tokens[:-1].view(len(captions), CAPTIONS, -1)
     posteriors = encode_all(work, vae, images, device)
     text_encoder, unet = new_text_encoder(tokenizer).to(device), new_unet().to(device)
-    both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     scheduler = new_scheduler()
-    optimizer = torch.optim.AdamW(both.parameters(), lr=6e-4, weight_decay=1e-3, betas=(0.9, 0.99))
-    schedule = get_cosine_schedule_with_warmup(optimizer, 500, steps)
     average = EMAModel(both.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
-    run = Run(
-        work / "unet.pt",
-        steps,
-        {"both": both, "optimizer": optimizer, "schedule": schedule, "average": average},
-    )
+    run = Run(work / "unet.pt", both, steps, learning_rate=6e-4, average=average)
     average.to(device)
     batches = shuffled_batches(len(images), batch, run.first)
     lower = device != "cpu"  # on a CPU, bfloat16 gains nothing at these widths
@@ -210,14 +201,7 @@ def train_unet(
             prediction = unet(noisy, timesteps, text_encoder(text.to(device))[0]).sample
         snr = compute_snr(scheduler, timesteps)
         weight = snr.clamp(max=5) / snr  # min-SNR weighting (arXiv 2303.09556)
-        loss = (weight * (prediction.float() - noise).square().mean((1, 2, 3))).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.step(both.parameters())
-        run.loss = loss.item()
+        run.descend((weight * (prediction.float() - noise).square().mean((1, 2, 3))).mean())
     average.copy_to(both.parameters())
     return unet, text_encoder, tokenizer
 
@@ -225,17 +209,20 @@ def train_unet(
 @torch.no_grad()
 def encode_all(work: Path, vae: AutoencoderKL, images: Tensor, device: str) -> Tensor:
     """Return the posteriors of all images, float16 (2, n, c, h, w): mean and standard deviation."""
-    file, parts = work / "latents.pt", []
+    encoder = b"".join(p.cpu().numpy().tobytes() for p in vae.encoder.parameters())
+    file, parts = work / f"latents-{hashlib.sha256(encoder).hexdigest()[:8]}.pt", []
     if file.exists():
         return torch.load(file, weights_only=True)
     for chunk in tqdm(images.split(64), desc="latents"):
         posterior = vae.encode(chunk.to(device).float() / 127.5 - 1).latent_dist
         parts.append(torch.stack([posterior.mean, posterior.std]).half().cpu())
-    torch.save(torch.cat(parts, dim=1), file)
-    return torch.cat(parts, dim=1)
+    partial, posteriors = file.with_suffix(".partial"), torch.cat(parts, dim=1)
+    torch.save(posteriors, partial)
+    partial.rename(file)
+    return posteriors
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/tiny"), help="states of the training"
@@ -251,7 +238,7 @@ def main() -> None:
     parser.add_argument("--unet-steps", type=int, default=10000, help="of --batch portraits")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    settings = parser.parse_args()
+    settings = parser.parse_args(arguments)
     work, device = settings.work, settings.device
     images, captions = training_portraits(work, settings.portraits)
     vae = train_autoencoder(work, images, settings.autoencoder_steps, device)

@@ -33,18 +33,18 @@ def training_portraits(work: Path, count: int) -> tuple[Tensor, list[list[str]]]
     for first in tqdm(range(0, count, 1000), desc="training portraits"):
         file = folder / f"{first:06}.npz"
         if not file.exists():
-            _render_file(file, first)
+            _render_file(file, first, min(first + 1000, count))
         content = np.load(file)
         images.append(torch.from_numpy(content["images"]))
         captions += json.loads(str(content["captions"]))
     return torch.cat(images), captions
 
 
-def _render_file(file: Path, first: int) -> None:
+def _render_file(file: Path, first: int, end: int) -> None:
     images, captions = [], []
-    for start in range(first, first + 1000, 50):
+    for start in range(first, end, 50):
         people, shots = [], []
-        for k in range(start, start + 50):
+        for k in range(start, min(start + 50, end)):
             rng = np.random.default_rng((k, 0x7417))
             number = TRAINING_IDENTITIES_FROM + k // SHOTS
             # a third of the portraits show the scenes and styles that everyday shots do not draw
