@@ -233,9 +233,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--portraits", type=int, default=16000, help="training portraits, in thousands"
     )
-    parser.add_argument("--autoencoder-steps", type=int, default=5000, help="of 16 portraits")
-    parser.add_argument("--decoder-steps", type=int, default=3000, help="of 16 portraits")
-    parser.add_argument("--unet-steps", type=int, default=10000, help="of --batch portraits")
+    parser.add_argument("--autoencoder-steps", type=int, default=2700, help="of 16 portraits")
+    parser.add_argument("--decoder-steps", type=int, default=2600, help="of 16 portraits")
+    parser.add_argument("--unet-steps", type=int, default=6500, help="of --batch portraits")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     settings = parser.parse_args(arguments)
