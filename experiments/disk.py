@@ -71,7 +71,7 @@ def atomic_write(path: Path, content: str | bytes) -> Path:
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, "Tensor"], facts: Mapping) -> None:
     """Replace the folder's checkpoint; `facts` is anything that JSON can hold."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     # cloned, because some may share memory, which the format refuses
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -79,7 +79,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, "Tensor"], facts: Mappin
     metadata["sha256"] = _digest(tensors, metadata["facts"])
     # One writer at a time holds the folder: a fixed name leaves no pile of parts after kills.
     temporary = folder / f".{CHECKPOINT}.tmp"
-    save_file(tensors, temporary, metadata)
+    temporary.write_bytes(save(tensors, metadata))
     _publish(temporary, folder / CHECKPOINT)
 
 
