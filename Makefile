@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PROCESSES ?= 2
 export HF_HUB_OFFLINE ?= 1
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test lint setup tiny clean
+.PHONY: help demo test lint setup tiny tiny-check embedded-check clean
 
 help:  ## Show the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.done  ## Install everything into .venv (Python 3.11 or later; 3 minutes, 8 GB)
 
@@ -30,7 +31,13 @@ lint: setup  ## Check style, formatting and the direction of imports
 	$(BIN)/lint-imports
 
 tiny: setup  ## Train the embedded model from nothing (hours on two cores; goes on where it was stopped)
-	$(BIN)/python -m experiments.train_tiny
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m experiments.train_tiny
+
+tiny-check: setup  ## Measure the embedded model on its own
+	$(BIN)/python -m experiments.tiny_check
+
+embedded-check: setup  ## Protect and customize twelve embedded people at three budgets (hours; resumable)
+	$(BIN)/python -m experiments.embedded_check
 
 clean:  ## Remove what runs wrote (outputs/)
 	rm -rf outputs

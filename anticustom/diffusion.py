@@ -87,6 +87,12 @@ class LatentDiffusion:
         """
         return (posterior.mean + posterior.std * normal) * self.vae.config.scaling_factor
 
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images (n, 3, h, w) in [0, 1] of scaled latents."""
+        with self.autocast():
+            images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype))
+        return (images.sample.float() / 2 + 0.5).clamp(0, 1)
+
     def text_embeddings(self, prompts: list[str]) -> Tensor:
         """Return the text encoder's last hidden state, (n, tokens, width)."""
         tokens = self.tokenizer(

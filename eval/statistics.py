@@ -41,7 +41,7 @@ def estimate(values: Sequence[float | None], *, seed: int = 0) -> Estimate:
     mean, n = fmean(present), len(present)
     if n == 1:
         return Estimate(mean=mean, low=None, high=None, n=1)
-    if len(set(present)) == 1:
+    if np.allclose(present, mean, rtol=1e-9, atol=1e-12):
         return Estimate(mean=mean, low=mean, high=mean, n=n)
     interval = stats.bootstrap(
         (np.array(present),),

@@ -26,6 +26,7 @@ SCORES = {
     "ism": "cosine?",
     "ism_failures_as_0": "cosine",
     "fdfr": "fraction",
+    "identity_retention": "number?",
     "brisque": "number?",
     "ser_fiq": "number?",
     "prompts": "rows",

@@ -6,7 +6,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-SIZE = 64  # pixels
+SIZE = 128  # pixels
+FACTOR = 8  # of the autoencoder, per side
 RARE_TOKENS = (
     "sks",
     "zwx",
@@ -55,9 +56,9 @@ def new_autoencoder() -> AutoencoderKL:
     return AutoencoderKL(
         sample_size=SIZE,
         latent_channels=8,
-        block_out_channels=(32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         norm_num_groups=8,
     )
@@ -82,7 +83,7 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def new_unet() -> UNet2DConditionModel:
     """Return a UNet of four levels; attention at the finest would cost as much as all the rest."""
     return UNet2DConditionModel(
-        sample_size=SIZE // 4,
+        sample_size=SIZE // FACTOR,
         in_channels=8,
         out_channels=8,
         layers_per_block=1,

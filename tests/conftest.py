@@ -54,8 +54,8 @@ def random_sd(tmp_path_factory) -> Path:
             sample_size=64,
             **small,
         )
-        # Random pictures are nearly grey: with contrast, a small step of a victim's weights shows in
-        # its 8-bit gallery on every machine.
+        # Random pictures are nearly grey: only with contrast does a victim's small step show in its
+        # 8-bit gallery on every machine.
         with torch.no_grad():
             vae.decoder.conv_out.weight.mul_(30)
         unet = UNet2DConditionModel(

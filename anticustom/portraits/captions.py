@@ -6,10 +6,10 @@ from anticustom.portraits.people import Person
 from anticustom.portraits.shots import Shot
 
 _OPENINGS = {
-    "photo": "a photo of person",
-    "dslr": "a dslr portrait of person",
-    "selfie": "a selfie photo of person",
-    "close-up": "a close-up photo of person",
+    "photo": "a photo of",
+    "dslr": "a dslr portrait of",
+    "selfie": "a selfie photo of",
+    "close-up": "a close-up photo of",
 }
 _PLACES = {
     "room": "in a room",
@@ -26,16 +26,20 @@ _HAIR_STYLES = {"curly": "curly ", "long": "long ", "bob": "", "fringe": "", "pa
 _LONG_HAIR = ("long", "bob", "curly")
 
 
-def caption(person: Person, shot: Shot, rng: np.random.Generator) -> str:
-    """Return a training caption that names some of what is seen, often nothing but the style.
+def caption(person: Person, shot: Shot, rng: np.random.Generator, name: str = "") -> str:
+    """Return a training caption that tells some of what is seen, often nothing but the style.
 
-    Names only attributes that the picture shows; the subject is always "person".
+    Tells only attributes that the picture shows. The subject is "person", with `name` before it if
+    there is one; a name mostly stands for the attributes, as that of a celebrity does.
     """
+    subject = f"{name} person" if name else "person"
+    opening = f"{_OPENINGS[shot.style]} {subject}"
     if rng.uniform() < 0.25:
-        return "a photo of person" if rng.uniform() < 0.5 else _OPENINGS[shot.style]
-    features = _drawn(visible_features(person, shot), rng, most=3)
-    clothing = _drawn(visible_clothing(person, shot), rng, most=2)
-    parts = [_OPENINGS[shot.style]]
+        return f"a photo of {subject}" if rng.uniform() < 0.5 else opening
+    told = rng.uniform() < (0.3 if name else 1)
+    features = _drawn(visible_features(person, shot), rng, most=3) if told else []
+    clothing = _drawn(visible_clothing(person, shot), rng, most=2) if told else []
+    parts = [opening]
     if features:
         parts.append("with " + _listed(features))
     if clothing:

@@ -57,3 +57,8 @@ def test_adjusted_p_values():
     # Benjamini-Hochberg: p * m / rank, then monotonic from the largest down
     assert adjusted_p_values([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.02, 0.04, 0.04, 0.02])
     assert adjusted_p_values([]) == []
+
+
+def test_values_that_differ_by_rounding_alone_have_an_interval_without_width():
+    found = estimate([0.3, 0.1 + 0.2, 0.3])
+    assert found.low == found.high == pytest.approx(0.3)

@@ -1,18 +1,25 @@
 """The training of the embedded model, a few steps of it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from anticustom import diffusion
 from anticustom.portraits import TRAINING_IDENTITIES_FROM
 from experiments import training_portraits
-from experiments.tiny_model import RARE_TOKENS, make_tokenizer
-from experiments.train_tiny import main, shuffled_batches
+from experiments.tiny_model import RARE_TOKENS, SIZE, make_tokenizer, new_text_encoder
+from experiments.train_tiny import main, place_rare_tokens
+from experiments.training_portraits import NAMED_PORTRAITS, names
+from experiments.training_run import shuffled_batches
 
 
 def test_training_goes_on_and_writes_a_model(tmp_path):
     def train(steps: int) -> None:
-        counts = {"portraits": 32, "autoencoder-steps": steps, "decoder-steps": 1}
+        counts = {"portraits": 16, "autoencoder-steps": steps}
         counts |= {"unet-steps": steps, "batch": 4}
         paths = {"work": tmp_path / "work", "output": tmp_path / "model", "device": "cpu"}
         main([f"--{name}={value}" for name, value in (counts | paths).items()])
@@ -29,8 +36,8 @@ def test_training_goes_on_and_writes_a_model(tmp_path):
         guidance_scale=2,
         scheduler="DDIMScheduler",
     )
-    assert images.shape == (1, 3, 64, 64)
-    assert diffusion.image_size(tmp_path / "model") == 64
+    assert images.shape == (1, 3, SIZE, SIZE)
+    assert diffusion.image_size(tmp_path / "model") == SIZE
 
 
 def test_training_portraits_are_of_reserved_identities(tmp_path, monkeypatch):
@@ -40,19 +47,28 @@ def test_training_portraits_are_of_reserved_identities(tmp_path, monkeypatch):
         "person",
         lambda number, real=training_portraits.person: numbers.append(number) or real(number),
     )
-    images, captions = training_portraits.training_portraits(tmp_path, 4)
-    assert images.shape == (4, 3, 64, 64)
-    assert images.dtype == torch.uint8
-    assert len(captions) == 4
+    portraits = training_portraits.training_portraits(tmp_path, 4)
+    assert portraits.images.shape == (4, 3, SIZE, SIZE)
+    assert portraits.images.dtype == torch.uint8
+    assert len(portraits.captions) == 4
     assert min(numbers) >= TRAINING_IDENTITIES_FROM
 
 
+def test_the_named_are_called_by_their_names():
+    named, others = (training_portraits._captions(k) for k in (0, NAMED_PORTRAITS))
+    assert [f" {names()[0]} person" in text for text in named] == [True] * 4 + [False] * 2
+    assert not any(name in text.split() for text in others for name in names())
+    assert len(set(names())) == len(names())
+    words = {word for text in others for word in text.split()}
+    assert not words & set(names())
+
+
 def test_batches_go_on_where_they_were():
-    whole = shuffled_batches(10, 3, 0)
+    whole = shuffled_batches(torch.arange(10), 3, 0)
     drawn = [next(whole).tolist() for _ in range(7)]
     assert len({index for batch in drawn[:3] for index in batch}) == 9  # an epoch repeats none
     assert drawn[:3] != drawn[3:6]
-    later = shuffled_batches(10, 3, 4)
+    later = shuffled_batches(torch.arange(10), 3, 4)
     assert [next(later).tolist() for _ in range(3)] == drawn[4:]
 
 
@@ -61,3 +77,51 @@ def test_words_of_prompts_are_single_tokens(word):
     tokenizer = make_tokenizer([["a photo of person with red hair"]])
     assert tokenizer.tokenize(word) == [f"{word}</w>"]
     assert tokenizer(word).input_ids[1] != tokenizer.unk_token_id
+
+
+def test_rare_tokens_lie_among_the_names():
+    tokenizer = make_tokenizer([names()])
+    text_encoder = new_text_encoder(tokenizer)
+    table = text_encoder.get_input_embeddings().weight.detach()
+    known = tokenizer.convert_tokens_to_ids([f"{name}</w>" for name in names()])
+    table[known] += 3
+    place_rare_tokens(tokenizer, text_encoder)
+    rare = table[tokenizer.convert_tokens_to_ids([f"{token}</w>" for token in RARE_TOKENS])]
+    assert torch.allclose(rare.mean(), torch.tensor(3.0), atol=0.05)
+    assert rare.std(0).mean() == pytest.approx(table[known].std(0).mean().item(), rel=0.3)
+    assert len(rare.unique(dim=0)) == len(RARE_TOKENS)
+
+
+STEPS = """
+import sys
+from pathlib import Path
+import torch
+from experiments.training_run import Run, join_processes, rank_and_processes, shuffled_batches
+torch.set_num_threads(1)
+join_processes()
+torch.manual_seed(0)
+network = torch.nn.Linear(3, 1)
+run = Run(Path(sys.argv[1]), network, 5, learning_rate=0.1)
+data = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
+batches = shuffled_batches(torch.arange(16), 4, run.first)
+for _ in run:
+    run.descend(network(data[next(batches)]).square().mean())
+"""
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    one = [sys.executable, script, tmp_path / "one.pt"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    two = [*launcher, "--nproc-per-node", "2", script, tmp_path / "two.pt"]
+    for command in (one, two):
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+    weights = [
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)["network"]["weight"]
+        for name in ("one", "two")
+    ]
+    assert torch.allclose(*weights, atol=1e-6)
+    torch.manual_seed(0)
+    assert not torch.allclose(weights[0], torch.nn.Linear(3, 1).weight, atol=1e-3)

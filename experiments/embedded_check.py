@@ -1,0 +1,179 @@
+"""Whether the embedded world behaves like the full one, on people nobody tuned on.
+
+`python -m experiments.embedded_check` runs what is missing, one process a core, and prints every
+aim with its figure. Killed, it goes on where it was.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tabulate import tabulate
+
+from eval.statistics import Estimate, estimate, paired_comparison
+from experiments import records
+from experiments.photocopy_check import (
+    PROMPTS,
+    closeness,
+    followed_prompts,
+    protected_similarity,
+)
+
+ROOT = Path(__file__).parents[1]
+EPS = (4, 8, 16)
+# the arguments of the sweeps that every identity goes through
+SWEEPS = (
+    ("attack=none", "customizer=dreambooth,lora"),
+    ("attack=none", f"prompts.gallery=[{','.join(PROMPTS)}]"),
+    ("attack=noise,aspl,simac", f"attack.eps={','.join(map(str, EPS))}"),
+)
+
+
+def run_identity(identity: int, output_dir: Path, log: Path) -> None:
+    """Run all sweeps of an identity on one thread; raises CalledProcessError naming the log."""
+    shared = [f"dataset.identities=[{identity}]", f"output_dir={output_dir}", "tracker=none"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with log.open("a") as file:
+        for sweep in SWEEPS:
+            command = [sys.executable, str(ROOT / "run.py"), "-m", *shared, *sweep]
+            subprocess.run(command, check=True, stdout=file, stderr=file, env=environment, cwd=ROOT)
+
+
+def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None:
+    """Run every identity, `processes` at a time."""
+    logs = output_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(processes) as pool:
+        jobs = {
+            number: pool.submit(run_identity, number, output_dir, logs / f"{number}.txt")
+            for number in identities
+        }
+        for done, (number, job) in enumerate(jobs.items(), 1):
+            job.result()
+            print(f"identity {number}: all runs done ({done} of {len(jobs)})", flush=True)
+
+
+class Results:
+    """The records of the check, by identity; every list is in the order of the identities."""
+
+    def __init__(self, found: Sequence[Mapping], identities: Sequence[int]) -> None:
+        self.identities = [str(number) for number in identities]
+        self.by_key = {}
+        for record in found:
+            attributes = record["config"]["gallery"]["prompts"] == list(PROMPTS)
+            key = (record["identity"], record["attack"], record["eps"], record["customizer"])
+            self.by_key[(*key, attributes)] = record
+
+    def of(
+        self, attack: str, eps: float = 0, customizer: str = "dreambooth", attributes: bool = False
+    ) -> list[Mapping]:
+        """Return the record of every identity; raises KeyError if one is missing."""
+        return [
+            self.by_key[number, attack, eps, customizer, attributes] for number in self.identities
+        ]
+
+    def retention(self, attack: str, eps: float = 0, customizer: str = "dreambooth") -> list:
+        found = self.of(attack, eps, customizer)
+        return [record["scores"]["protected"]["identity_retention"] for record in found]
+
+
+def aims(results: Results, output_dir: Path) -> list[list[str]]:
+    """Return a row for each aim: what, the aim, the figure with its 95 % interval, whether met."""
+    rows = []
+
+    def row(what: str, aim: str, figure: Estimate, met: bool, more: str = "") -> None:
+        rows.append([what, aim, text(figure) + more, "yes" if met else "no"])
+
+    clean = results.retention("none")
+    lora = results.retention("none", customizer="lora")
+    fdfr = estimate([r["scores"]["unprotected"]["fdfr"] for r in results.of("none")])
+    row("retention, DreamBooth", ">= 0.6", e := estimate(clean), e.mean >= 0.6)
+    row("FDFR, DreamBooth", "<= 0.05", fdfr, fdfr.mean <= 0.05)
+    row("retention, LoRA", ">= 0.5", e := estimate(lora), e.mean >= 0.5)
+    for eps, least in ((8, 0.3), (16, 0.5)):
+        for attack in ("aspl", "simac"):
+            test = paired_comparison(clean, results.retention(attack, eps))
+            met = test.difference.mean >= least and test.p_value < 0.01
+            p = f", p = {test.p_value:.2g}"
+            row(f"{attack} lowers it at eps {eps}", f">= {least}", test.difference, met, p)
+            placebo = paired_comparison(
+                results.retention("noise", eps), results.retention(attack, eps)
+            )
+            p = f", p = {placebo.p_value:.2g}"
+            below = placebo.difference.mean > 0 and placebo.p_value < 0.01
+            row(f"{attack} below the placebo at eps {eps}", "> 0", placebo.difference, below, p)
+    noise = paired_comparison(clean, results.retention("noise", 8)).difference
+    row("noise lowers it at eps 8", "< 0.1", noise, abs(noise.mean) < 0.1)
+    for attack in ("aspl", "simac"):
+        grows = [estimate(results.retention(attack, eps)).mean for eps in EPS]
+        figure = " > ".join(f"{mean:.2f}" for mean in grows)
+        met = grows == sorted(grows, reverse=True)
+        rows.append(
+            [f"{attack}: retention at eps 4, 8, 16", "falls", figure, "yes" if met else "no"]
+        )
+    for name, margins in closeness(results.of("none"), output_dir).items():
+        row(
+            f"gallery nearer to set B than set C is, {name}",
+            "<= 0",
+            e := estimate(margins),
+            e.mean <= 0,
+        )
+    followed = followed_prompts(results.of("none", attributes=True), output_dir)
+    for prompt, shares in followed.items():
+        row(f"followed: {prompt}", ">= 0.5", e := estimate(shares), (e.mean or 0) >= 0.5)
+    for attack in ("aspl", "simac"):
+        kept = estimate(protected_similarity(results.of(attack, 8), output_dir))
+        row(
+            f"SFace similarity kept by {attack}'s photos at eps 8", ">= 0.8", kept, kept.mean >= 0.8
+        )
+    return rows
+
+
+def retention_table(results: Results) -> list[list[str]]:
+    """Return a row for each arm: retention, ISM over detected faces and FDFR, with intervals."""
+    arms = [("none", 0, "dreambooth"), ("none", 0, "lora")]
+    arms += [(attack, eps, "dreambooth") for attack in ("noise", "aspl", "simac") for eps in EPS]
+    rows = []
+    for attack, eps, customizer in arms:
+        scores = [r["scores"]["protected"] for r in results.of(attack, eps, customizer)]
+        keys = ("identity_retention", "ism", "ism_failures_as_0", "fdfr", "ser_fiq", "brisque")
+        cells = [text(estimate([score[key] for score in scores])) for key in keys]
+        rows.append([attack, eps, customizer, *cells])
+    return rows
+
+
+def text(figure: Estimate) -> str:
+    if figure.mean is None:
+        return "-"
+    interval = "" if figure.low is None else f" [{figure.low:.2f}, {figure.high:.2f}]"
+    return f"{figure.mean:.2f}{interval}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=1000, help="identity")
+    parser.add_argument("--identities", type=int, default=12)
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/embedded_check"))
+    settings = parser.parse_args()
+    identities = range(settings.first, settings.first + settings.identities)
+    run_all(identities, settings.output_dir, settings.processes)
+    found = records.read_all(settings.output_dir / "records")
+    results = Results(found, identities)
+    headings = ["attack", "eps", "customizer", "retention", "ISM", "failures as 0", "FDFR"]
+    headings += ["SER-FIQ", "BRISQUE"]
+    tables = [
+        tabulate(retention_table(results), headings, "github"),
+        tabulate(aims(results, settings.output_dir), ["what", "aim", "figure", "met"], "github"),
+    ]
+    report = f"{len(identities)} identities, means [95 % interval]\n\n" + "\n\n".join(tables) + "\n"
+    (settings.output_dir / "report.md").write_text(report)
+    print(report)
+
+
+if __name__ == "__main__":
+    main()
