@@ -7,19 +7,20 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    SchedulerMixin,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+
+if TYPE_CHECKING:  # importing them takes seconds, which a run that finds all done need not spend
+    from diffusers import (
+        AutoencoderKL,
+        DDPMScheduler,
+        SchedulerMixin,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 EMBEDDED = Path(__file__).parent / "weights"
 Precision = Literal["float32", "mixed", "bfloat16"]
@@ -45,11 +46,11 @@ class LatentDiffusion:
     bfloat16 over weights that stay as they are.
     """
 
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler: DDPMScheduler
+    vae: "AutoencoderKL"
+    unet: "UNet2DConditionModel"
+    text_encoder: "CLIPTextModel"
+    tokenizer: "CLIPTokenizer"
+    scheduler: "DDPMScheduler"
     mixed: bool = False
 
     def __post_init__(self):
@@ -122,8 +123,10 @@ class LatentDiffusion:
             return self.scheduler.get_velocity(latents, noise, timesteps)
         return noise
 
-    def pipeline(self, scheduler: SchedulerMixin | None = None) -> StableDiffusionPipeline:
+    def pipeline(self, scheduler: "SchedulerMixin | None" = None) -> "StableDiffusionPipeline":
         """Return diffusers' pipeline round these same networks."""
+        from diffusers import StableDiffusionPipeline
+
         pipeline = StableDiffusionPipeline(
             vae=self.vae,
             unet=self.unet,
@@ -154,6 +157,8 @@ class LatentDiffusion:
         `scheduler` names a sampler class of diffusers without noise of its own, such as
         "DDIMScheduler".
         """
+        import diffusers
+
         pipeline = self.pipeline(getattr(diffusers, scheduler).from_config(self.scheduler.config))
 
         def on_step_end(pipeline: Any, step: int, timestep: int, tensors: dict) -> dict:
@@ -202,6 +207,9 @@ def load(
 
     `precision` is float32, mixed (bfloat16 compute, float32 weights) or bfloat16 (weights too).
     """
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
     folder = local_folder(path)
     source = {"revision": revision, "local_files_only": folder is not None}
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 
 def read_image(file: Path) -> Tensor:
@@ -18,4 +18,4 @@ def read_image(file: Path) -> Tensor:
             image = ImageOps.exif_transpose(image).convert("RGB")
     except OSError as error:
         raise ValueError(f"{file} is no readable image ({error}); give a PNG or JPEG") from None
-    return pil_to_tensor(image).to(torch.float32) / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32) / 255

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 
@@ -43,6 +42,8 @@ def estimate(values: Sequence[float | None], *, seed: int = 0) -> Estimate:
         return Estimate(mean=mean, low=None, high=None, n=1)
     if np.allclose(present, mean, rtol=1e-9, atol=1e-12):
         return Estimate(mean=mean, low=mean, high=mean, n=n)
+    from scipy import stats  # takes a second, which a table of one identity need not spend
+
     interval = stats.bootstrap(
         (np.array(present),),
         np.mean,
@@ -68,6 +69,8 @@ def paired_comparison(
         return Comparison(difference=difference, p_value=None, effect=None)
     if not differences.any():
         return Comparison(difference=difference, p_value=1.0, effect=0.0)
+    from scipy import stats
+
     ranks = stats.rankdata(np.abs(differences[differences != 0]))
     signs = np.sign(differences[differences != 0])
     return Comparison(
@@ -79,4 +82,6 @@ def paired_comparison(
 
 def adjusted_p_values(p_values: Sequence[float]) -> list[float]:
     """Return the p-values adjusted for their number (Benjamini-Hochberg false discovery rate)."""
+    from scipy import stats
+
     return stats.false_discovery_control(list(p_values)).tolist() if p_values else []

@@ -4,11 +4,19 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-import diffusers
-
 from experiments.stages import PARTS
 
 PRECISIONS = ("float32", "mixed", "bfloat16")
+# classes of diffusers that add no noise of their own, so that an image depends on its first noise
+SAMPLERS = (
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+)
 COUNTS = ("images_per_prompt", "batch_size", "steps")
 
 
@@ -48,11 +56,8 @@ def _check_sampling(key: str, sampling: Mapping[str, Any]) -> None:
         _check_number(f"{key}.{name}", sampling[name], int, 1)
     _check_number(f"{key}.guidance_scale", sampling["guidance_scale"], Real, 0)
     scheduler = sampling["scheduler"]
-    if not hasattr(diffusers, str(scheduler)):
-        raise Refused(
-            f"{key}.scheduler={scheduler!r}: diffusers has no such class; "
-            "DDIMScheduler and PNDMScheduler are two"
-        )
+    if scheduler not in SAMPLERS:
+        raise Refused(f"{key}.scheduler={scheduler!r}: expected one of {', '.join(SAMPLERS)}")
 
 
 def _check_number(key: str, value: object, kind: type, least: int) -> None:

@@ -13,20 +13,14 @@ from tqdm import tqdm
 
 def quiet_libraries() -> None:
     """Silence what libraries print that concerns no user of this project; call it before importing
-    them.
+    them, which it does not, for that takes seconds.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning about forks
-    # bars while weights load, and the notice about a CPU kernel that bitsandbytes would
-    # fetch from the hub
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars while weights load
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    # the notice about a CPU kernel that it would fetch from the hub
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    import diffusers
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
 
 
 def say(line: str) -> None:

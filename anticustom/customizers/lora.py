@@ -5,10 +5,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from anticustom.customizers.training import CustomizerInputs, check_steps, train
@@ -57,6 +53,10 @@ class LoRA:
         """Write the adapters as diffusers' `load_lora_weights` reads them, their scaling
         included.
         """
+        from diffusers import StableDiffusionPipeline
+        from diffusers.utils import convert_state_dict_to_diffusers
+        from peft.utils import get_peft_model_state_dict
+
         states, metadata = {}, {}
         for part in TARGETS:
             network = getattr(model, part)
@@ -82,6 +82,8 @@ def add_adapters(model: LatentDiffusion, rank: int, seed: int) -> list[nn.Parame
     """Add untrained adapters to UNet and text encoder, the same ones for the same seed; return
     their parameters.
     """
+    from peft import LoraConfig  # takes seconds to import
+
     parameters = []
     for part, targets in TARGETS.items():
         network = getattr(model, part)

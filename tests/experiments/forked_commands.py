@@ -27,7 +27,9 @@ def main() -> None:
     from experiments.terminal import quiet_libraries
 
     quiet_libraries()
+    import diffusers.loaders  # noqa: F401
     import facenet_pytorch  # noqa: F401
+    import peft  # noqa: F401
     import pyiqa  # noqa: F401
 
     import experiments.pipeline  # noqa: F401

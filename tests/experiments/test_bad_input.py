@@ -27,7 +27,7 @@ REFUSED = {
     "precision=half": r"precision='half': expected one of auto, float32",
     "device=quantum": r"device=quantum: torch cannot use it here",
     "metrics.backbone=arcface": r"backbone=arcface .*sface",
-    "gallery.scheduler=Dream": r"gallery\.scheduler='Dream': diffusers has no such class",
+    "gallery.scheduler=Dream": r"gallery\.scheduler='Dream': expected one of DDIMScheduler, ",
     "gallery.images_per_prompt=0": r"gallery\.images_per_prompt=0: expected an integer",
     "prompts.gallery=selfie": r"gallery\.prompts='selfie': expected a list",
     "checkpoint_minutes=soon": r"checkpoint_minutes='soon': expected a number",
