@@ -123,6 +123,28 @@ class LatentDiffusion:
             return self.scheduler.get_velocity(latents, noise, timesteps)
         return noise
 
+    def previous(
+        self, noisy: Tensor, prediction: Tensor, timesteps: Tensor, ancestral: Tensor
+    ) -> Tensor:
+        """Return what one step of DDPM's ancestral sampling makes of `noisy`; timesteps (n,).
+
+        Equations 7 and 11 of arXiv 2006.11239 with the small variance; `ancestral` is standard
+        normal, and unused at timestep 0.
+        """
+        kept = self.scheduler.alphas_cumprod.to(noisy.device)
+        now, before = (
+            part[:, None, None, None]
+            for part in (kept[timesteps], kept[timesteps - 1].where(timesteps > 0, 1.0))
+        )
+        if self.scheduler.config.prediction_type == "v_prediction":
+            clean = now.sqrt() * noisy - (1 - now).sqrt() * prediction
+        else:
+            clean = (noisy - (1 - now).sqrt() * prediction) / now.sqrt()
+        step = now / before
+        mean = (before.sqrt() * (1 - step) * clean + step.sqrt() * (1 - before) * noisy) / (1 - now)
+        variance = (1 - before) / (1 - now) * (1 - step)
+        return mean + variance.sqrt() * ancestral
+
     def pipeline(self, scheduler: "SchedulerMixin | None" = None) -> "StableDiffusionPipeline":
         """Return diffusers' pipeline round these same networks."""
         from diffusers import StableDiffusionPipeline

@@ -16,13 +16,14 @@ class Draw:
 
     `timesteps` (n,) int64 in [0, T); the others (n, c, h, w) standard normal: `posterior` samples
     the VAE's posterior of the image, `clean_posterior` that of its clean reference, `noise` is the
-    diffusion noise.
+    diffusion noise, `ancestral` the noise of one step of ancestral sampling.
     """
 
     timesteps: Tensor
     noise: Tensor
     posterior: Tensor
     clean_posterior: Tensor
+    ancestral: Tensor
 
     def __getitem__(self, index) -> "Draw":
         return Draw(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
@@ -58,7 +59,8 @@ class SeededDraws:
         generator = keyed_generator(self.seed, self.identity, name, phase)
         timesteps = allowed[torch.randint(len(allowed), (count,), generator=generator)]
         normal = torch.randn((3, count, *self.latent_shape), generator=generator)
-        return Draw(timesteps, *normal)
+        ancestral = torch.randn((count, *self.latent_shape), generator=generator)
+        return Draw(timesteps, *normal, ancestral)
 
 
 def draw_batches(

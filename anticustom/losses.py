@@ -5,6 +5,7 @@ sum is the loss.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from anticustom.diffusion import LatentDiffusion, Posterior
 from anticustom.draws import Draw
+from anticustom.images import read_photo
 
 # (images (n, 3, h, w) in [0, 1], their draw) -> terms, each (n,)
 Objective = Callable[[Tensor, Draw], dict[str, Tensor]]
@@ -93,6 +95,66 @@ class FeatureInterference:
             }
 
         return objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetShift:
+    """Anti-DreamBooth's targeted loss: one step of denoising is to lead towards a `target` image.
+
+    The loss is `denoising_weight` x denoising - ||x_(t-1) - y_(t-1)||^2, where x_(t-1) is what the
+    model makes of the noisy image in one ancestral step and y_(t-1) the target, noised alike.
+    `target` is a file, or null for a procedural pattern. The released code adds the denoising loss
+    (1), adds the step's random noise to x_(t-1) (`ancestral_noise`), and at t = 0 noises the target
+    as at the last timestep (`wraps`).
+    """
+
+    target: str | None = None
+    denoising_weight: float = 0.0
+    ancestral_noise: bool = False
+    wraps: bool = False
+
+    def __post_init__(self):
+        if not self.denoising_weight >= 0:
+            raise ValueError(f"loss.denoising_weight={self.denoising_weight!r}: expected at least 0")
+        if self.target is not None and not Path(self.target).is_file():
+            raise ValueError(f"loss.target={self.target}: no such file; null takes a pattern")
+
+    def bind(
+        self, model: LatentDiffusion, *, prompt: str, clean: Posterior, start: Tensor
+    ) -> Objective:
+        with torch.no_grad():
+            embeddings = model.text_embeddings([prompt])
+            image = target_image(self.target, start.shape[-1])[None].to(start.device)
+            target = model.latents(model.posterior(image), torch.zeros((), device=start.device))
+
+        def objective(images: Tensor, draw: Draw) -> dict[str, Tensor]:
+            latents = model.latents(model.posterior(images), draw.posterior)
+            noisy = model.noisy(latents, draw.noise, draw.timesteps)
+            prediction = model.predict(noisy, draw.timesteps, embeddings)
+            wanted = model.target(latents, draw.noise, draw.timesteps)
+            ancestral = draw.ancestral if self.ancestral_noise else torch.zeros_like(noisy)
+            led = model.previous(noisy, prediction, draw.timesteps, ancestral)
+            before = (draw.timesteps - 1) % len(model.timesteps)
+            goal = model.noisy(target.expand_as(latents), draw.noise, before)
+            if not self.wraps:
+                goal = torch.where(draw.timesteps[:, None, None, None] > 0, goal, target)
+            return {
+                "denoising": self.denoising_weight * per_image_mse(prediction, wanted),
+                "target": -per_image_mse(led, goal),
+            }
+
+        return objective
+
+
+def target_image(file: str | None, size: int) -> Tensor:
+    """Return the image (3, size, size) in [0, 1] to which a targeted attack pulls: a file's centre,
+    or a chequered pattern of strong edges, which is nobody's property.
+    """
+    if file is not None:
+        return read_photo(file, size)
+    y, x = torch.meshgrid(*[torch.arange(size) * 8 // size] * 2, indexing="ij")
+    fields = torch.stack([(x + y) % 2, x % 2, y % 2])
+    return fields.float()
 
 
 def denoising(model: LatentDiffusion, latents: Tensor, draw: Draw, embeddings: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ uniformly.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -142,7 +142,7 @@ class AdaptiveGreedy:
         worst = candidates.gather(1, scores.argmin(1, keepdim=True))[:, 0]
 
         last = drawn[count]
-        trial = Draw(best, last.noise, last.posterior, last.clean_posterior).to(images.device)
+        trial = replace(last, timesteps=best).to(images.device)
         moved = sign_step(images, image_gradient_and_loss(objective, images, trial)[0], step_size)
         for k, one in enumerate(active):
             one.image = project(moved[k], one.start, eps)

@@ -17,7 +17,7 @@ from torch import Tensor
 from anticustom import diffusion
 from anticustom.attacks.inputs import AttackInputs
 from anticustom.draws import Draw
-from anticustom.images import read_png
+from anticustom.images import read_png, write_png
 from anticustom.surrogates import start
 
 LEVELS = 127.5  # grey levels per unit of the recordings' [-1, 1] scale
@@ -103,10 +103,12 @@ class Replay:
                 trace[prefix + "noise"][:, image],
                 trace[prefix + "posterior"][:, image],
                 clean[:, image],
+                trace.get("ancestral_noise", trace[prefix + "noise"])[:, image],
             )
 
     def training(self, phase: str, trace: dict[str, Tensor], prefix: str = "") -> None:
-        fields = [trace[prefix + name] for name in ("timesteps", "noise", "posterior", "posterior")]
+        used = ("timesteps", "noise", "posterior")
+        fields = [trace[prefix + name] for name in (*used, "posterior", "noise")]
         for step in range(len(fields[0])):
             for row, role in enumerate(("instance", "class")):
                 self.rows[f"{phase} {step}", role] = Draw(*(f[step, row : row + 1] for f in fields))
@@ -161,6 +163,19 @@ def test_golden_pgd_untargeted(golden):
     assert_same_images(protected, trace["perturbed"])
 
 
+def test_golden_pgd_targeted(golden, tmp_path):
+    trace, draws, losses = golden.trace("pgd_targeted"), Replay(), Losses()
+    draws.perturbation("0 perturb", trace)
+    (target,) = load_file(golden.folder / "images.safetensors")["target"] / 2 + 0.5
+    write_png(tmp_path / "target.png", target)
+    attack = golden.attack(
+        "t_aspl_released", *still(trace), f"loss.target={tmp_path / 'target.png'}"
+    )
+    protected = attack(golden.inputs(golden.adversarial, draws, losses))
+    assert_same_losses(losses, trace["loss"])
+    assert_same_images(protected, trace["perturbed"])
+
+
 @pytest.mark.parametrize(
     ("file", "gradient"), [("simac_pgd_released", False), ("simac_pgd_paper", True)]
 )
@@ -177,7 +192,8 @@ def test_golden_simac_pgd(golden, file, gradient):
         objective = attack.loss.bind(
             inputs.model, prompt=attack.instance_prompt, clean=posterior, start=golden.adversarial
         )
-        first = Draw(*(trace[n][0] for n in ("timesteps", "noise", "posterior", "clean_posterior")))
+        used = ("timesteps", "noise", "posterior", "clean_posterior", "noise")
+        first = Draw(*(trace[name][0] for name in used))
         terms = objective(golden.adversarial, first)
     assert_same_losses(terms["feature"].mean(), trace["feature_loss"][0])
 
@@ -245,7 +261,7 @@ class RecordedSearch:
         timesteps = self.trace["candidate_timesteps"][row]
         timesteps = torch.cat([timesteps, timesteps[:1]])
         noise, posterior = (self.trace[f][row, :, 0] for f in ("noise", "posterior"))
-        return Draw(timesteps, noise, posterior, posterior)
+        return Draw(timesteps, noise, posterior, posterior, noise)
 
 
 def test_golden_simac_timestep_selection(golden):
