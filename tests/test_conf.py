@@ -29,6 +29,8 @@ OWN_KEYS = {"customizer": {"base_model", "precision"}}
 # values that differ from the constructor's defaults on purpose
 NOT_THE_DEFAULT = {
     ("tracker", "upload_images"): "decided by the data set where it is null",
+    ("countermeasure", "quality"): "what the presets jpeg90 and jpeg50 are for",
+    ("customizer", "prior_weight"): "textual inversion preserves no prior",
 }
 TRAINING = "surrogate_schedule.training"
 
@@ -77,9 +79,8 @@ def targets(node: DictConfig) -> Iterator[DictConfig]:
 
 
 def test_the_groups_are_found():
-    assert {"attack", "loss", "timestep_policy", "surrogate_model", "customizer", "dataset"} <= {
-        group for group, _ in OPTIONS
-    }
+    groups = {"attack", "loss", "timestep_policy", "surrogate_model", "customizer", "dataset"}
+    assert groups | {"countermeasure"} <= {group for group, _ in OPTIONS}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -148,6 +149,14 @@ def test_the_victim_may_be_another_model_than_the_surrogate(job):
     assert config.customizer.base_model.name == "sd15"
     assert config.customizer.training.learning_rate == sd15.training.lora.learning_rate
     assert config.gallery.images_per_prompt == sd15.gallery.images_per_prompt
+
+
+def test_the_purifier_may_be_another_model_than_the_surrogate(job):
+    words = ["surrogate_model=sd21", "countermeasure=purify"]
+    assert job(*words).countermeasure.model.name == "sd21"
+    config = job(*words, "+surrogate_model@countermeasure.model=sd15")
+    assert config.countermeasure.model.name == "sd15"
+    assert config.surrogate_model.name == config.customizer.base_model.name == "sd21"
 
 
 @pytest.mark.parametrize("dataset", ["vggface2", "celebahq"])
@@ -229,6 +238,8 @@ def test_the_papers_numbers(job):
         "instance_prompt": "a photo of sks person",
         "class_prompt": "a photo of person",
         "precision": "auto",
+        "transforms": [],
+        "transform_samples": 1,
         "loss._target_": "anticustom.losses.FeatureInterference",
         "loss.weight": 1.0,
         "loss.up_blocks": [3],

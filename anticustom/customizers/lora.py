@@ -5,6 +5,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.torch import save_file
 from torch import nn
 
 from anticustom.customizers.training import CustomizerInputs, check_steps, train
@@ -17,6 +18,9 @@ TARGETS = {
     "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
 }
 FILE = "pytorch_lora_weights.safetensors"
+KOHYA_FILE = "kohya_lora_weights.safetensors"
+# what makes diffusers' conversion give Kohya's names: lora_unet_..., lora_te_text_model_...
+KOHYA_PREFIXES = {"unet": "unet", "text_encoder": "lora_te.text_model"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +55,19 @@ class LoRA:
 
     def save(self, model: LatentDiffusion, folder: Path) -> None:
         """Write the adapters as diffusers' `load_lora_weights` reads them, their scaling
-        included.
+        included, and in Kohya's form for other programs.
         """
         from diffusers import StableDiffusionPipeline
-        from diffusers.utils import convert_state_dict_to_diffusers
+        from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
         from peft.utils import get_peft_model_state_dict
 
-        states, metadata = {}, {}
+        states, metadata, kohya = {}, {}, {}
         for part in TARGETS:
             network = getattr(model, part)
             adapters = get_peft_model_state_dict(network, save_embedding_layers=False)
             states[part] = convert_state_dict_to_diffusers(adapters)
             metadata[part] = network.peft_config["default"].to_dict()
+            kohya |= {f"{KOHYA_PREFIXES[part]}.{name}": w for name, w in adapters.items()}
         StableDiffusionPipeline.save_lora_weights(
             folder,
             unet_lora_layers=states["unet"],
@@ -71,6 +76,9 @@ class LoRA:
             text_encoder_lora_adapter_metadata=metadata["text_encoder"],
             weight_name=FILE,
         )
+        # its alpha is the rank, as ours is
+        kohya = {name: w.contiguous() for name, w in convert_state_dict_to_kohya(kohya).items()}
+        save_file(kohya, folder / KOHYA_FILE, metadata={"format": "pt"})
 
     def load(self, model: LatentDiffusion, folder: Path) -> None:
         """Turn the base model into the victim saved in `folder`."""

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,8 +7,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from anticustom.customizers import custom_diffusion
+from anticustom.customizers.custom_diffusion import CustomDiffusion
 from anticustom.customizers.dreambooth import DreamBooth
-from anticustom.customizers.lora import FILE, LoRA, add_adapters
+from anticustom.customizers.lora import FILE, KOHYA_FILE, LoRA, add_adapters
+from anticustom.customizers.textual_inversion import TextualInversion
 from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning
@@ -19,7 +23,17 @@ TRAINING = FineTuning(learning_rate=0.02, batch_size=2)  # so high that two step
 CUSTOMIZERS = {
     "dreambooth": DreamBooth(training=TRAINING, steps=3, **PROMPTS),
     "lora": LoRA(training=TRAINING, steps=3, rank=4, **PROMPTS),
+    "textual_inversion": TextualInversion(
+        training=FineTuning(learning_rate=0.5, batch_size=2, prior_weight=0),
+        steps=3,
+        initializer="person",
+        **PROMPTS,
+    ),
+    "custom_diffusion": CustomDiffusion(training=TRAINING, steps=3, **PROMPTS),
 }
+KOHYA_ENDS = ("lora_down.weight", "lora_up.weight", "alpha")
+TRAIN_BOTH_NETWORKS = ["dreambooth", "lora", "custom_diffusion"]
+TOKEN_TABLE = "embeddings.token_embedding.weight"
 
 
 @pytest.fixture
@@ -62,6 +76,11 @@ def adapters(network) -> dict[str, torch.Tensor]:
         ("lora", "float32"),
         ("lora", "mixed"),
         ("lora", "bfloat16"),
+        ("textual_inversion", "float32"),
+        ("textual_inversion", "mixed"),
+        ("textual_inversion", "bfloat16"),
+        ("custom_diffusion", "float32"),
+        ("custom_diffusion", "bfloat16"),
     ],
 )
 def test_a_saved_victim_gives_the_same_samples(name, precision, inputs_of, new_model, tmp_path):
@@ -79,7 +98,7 @@ def test_a_saved_victim_gives_the_same_samples(name, precision, inputs_of, new_m
     assert not any(p.requires_grad for p in inputs.model.unet.parameters())
 
 
-@pytest.mark.parametrize("name", CUSTOMIZERS)
+@pytest.mark.parametrize("name", TRAIN_BOTH_NETWORKS)
 def test_both_networks_learn_and_the_vae_does_not(name, inputs_of, new_model, tmp_path):
     customizer, inputs, before = CUSTOMIZERS[name], inputs_of(), new_model()
     customizer.customize(inputs)
@@ -113,21 +132,30 @@ def test_dreambooth_saves_the_two_networks_it_trains(inputs_of, tmp_path):
     assert saved.keys() == inputs.model.unet.state_dict().keys()
 
 
-def test_diffusers_loads_the_lora_file(random_sd, inputs_of, tmp_path):
-    customizer, inputs = CUSTOMIZERS["lora"], inputs_of()
-    customizer.customize(inputs)
-    customizer.save(inputs.model, tmp_path)
-
+@pytest.fixture
+def pipeline(random_sd) -> StableDiffusionPipeline:
+    """The uncustomized model as diffusers alone loads it."""
     pipeline = StableDiffusionPipeline.from_pretrained(
         random_sd, safety_checker=None, local_files_only=True
     )
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.load_lora_weights(tmp_path, weight_name=FILE)
-    images = pipeline(
+    return pipeline
+
+
+def samples_of(pipeline) -> torch.Tensor:
+    return pipeline(
         [PROMPT] * 2, latents=noise(), num_inference_steps=2, guidance_scale=3.0, output_type="pt"
     ).images
-    torch.testing.assert_close(images, samples(inputs.model))
+
+
+@pytest.mark.parametrize("file", [FILE, KOHYA_FILE])
+def test_diffusers_loads_the_lora_files(file, pipeline, inputs_of, tmp_path):
+    customizer, inputs = CUSTOMIZERS["lora"], inputs_of()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+    pipeline.load_lora_weights(tmp_path, weight_name=file)
+    torch.testing.assert_close(samples_of(pipeline), samples(inputs.model), atol=1e-5, rtol=0)
 
     for part in ("unet", "text_encoder"):
         trained = adapters(getattr(inputs.model, part))
@@ -147,7 +175,7 @@ def test_the_lora_file(inputs_of, tmp_path):
     customizer, inputs = CUSTOMIZERS["lora"], inputs_of()
     customizer.customize(inputs)
     customizer.save(inputs.model, tmp_path)
-    assert [f.name for f in tmp_path.iterdir()] == [FILE]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [KOHYA_FILE, FILE]
     with safe_open(tmp_path / FILE, "pt") as file:
         keys, metadata = list(file.keys()), file.metadata()
         shapes = {key: file.get_slice(key).get_shape() for key in keys}
@@ -160,6 +188,24 @@ def test_the_lora_file(inputs_of, tmp_path):
     config = json.loads(metadata["lora_adapter_metadata"])
     for part in parts:
         assert config[f"{part}.r"] == config[f"{part}.lora_alpha"] == 4
+
+
+def test_the_kohya_file(inputs_of, tmp_path):
+    customizer, inputs = CUSTOMIZERS["lora"], inputs_of()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+    saved = load_file(tmp_path / KOHYA_FILE)
+    layers = {key.split(".")[0] for key in saved}
+    assert {f"{layer}.{end}" for layer in layers for end in KOHYA_ENDS} == saved.keys()
+    assert all(saved[f"{layer}.alpha"].item() == 4 for layer in layers)
+    assert all(len(saved[f"{layer}.lora_down.weight"]) == 4 for layer in layers)
+    # as Kohya's scripts name the layers of Stable Diffusion
+    assert {
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_out_0",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q",
+        "lora_te_text_model_encoder_layers_1_self_attn_out_proj",
+    } <= layers
+    assert all(layer.startswith(("lora_unet_", "lora_te_text_model_encoder_")) for layer in layers)
 
 
 def test_untrained_adapters_change_nothing(new_model):
@@ -190,6 +236,93 @@ def test_lora_trains_the_adapters_alone(inputs_of, new_model):
         }
         for name, value in getattr(before, part).state_dict().items():
             assert torch.equal(after[name], value), name
+
+
+def moved(model, before) -> set[str]:
+    """The weights of `model` that are not those of `before`."""
+    names = set()
+    for part in ("vae", "unet", "text_encoder"):
+        after = getattr(model, part).state_dict()
+        for name, value in getattr(before, part).state_dict().items():
+            if not torch.equal(after[name], value):
+                names.add(f"{part}.{name}")
+    return names
+
+
+def moved_tokens(model, before) -> list[str]:
+    tables = [m.text_encoder.get_input_embeddings().weight for m in (model, before)]
+    rows = (tables[0] != tables[1]).any(1).nonzero().flatten()
+    return model.tokenizer.convert_ids_to_tokens(rows.tolist())
+
+
+@pytest.mark.parametrize("name", ["textual_inversion", "custom_diffusion"])
+def test_of_the_words_only_the_rare_one_moves(name, inputs_of, new_model, tmp_path):
+    customizer, inputs, before = CUSTOMIZERS[name], inputs_of(), new_model()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+    loaded = new_model()
+    customizer.load(loaded, tmp_path)
+    expected = {f"text_encoder.{TOKEN_TABLE}"}
+    if name == "custom_diffusion":
+        expected |= {
+            f"unet.{weight}"
+            for weight in before.unet.state_dict()
+            if weight.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+        }
+        assert len(expected) > 2
+    for model in (inputs.model, loaded):
+        assert moved(model, before) == expected
+        assert moved_tokens(model, before) == ["sks</w>"]
+    assert moved(inputs.model, loaded) == set()
+    assert not inputs.model.text_encoder.get_input_embeddings()._forward_hooks
+
+
+def test_textual_inversion_begins_as_the_initializer(inputs_of):
+    def killed(what, done, total, loss=None):
+        seen.append(inputs.model.text_embeddings([PROMPT, "a photo of person person"]))
+        raise Killed
+
+    seen, inputs = [], inputs_of(progress=killed)
+    barely = replace(CUSTOMIZERS["textual_inversion"], training=FineTuning(learning_rate=1e-9))
+    with pytest.raises(Killed):
+        barely.customize(inputs)
+    torch.testing.assert_close(seen[0][0], seen[0][1])
+
+
+def test_a_rare_word_may_be_of_several_tokens(inputs_of, new_model, tmp_path):
+    prompts = {"instance_prompt": "a photo of s@s person", "class_prompt": "a photo of person"}
+    customizer = replace(CUSTOMIZERS["textual_inversion"], **prompts)
+    inputs = inputs_of()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+    tokens = inputs.model.tokenizer.tokenize("s@s")
+    assert len(tokens) > 1
+    assert set(moved_tokens(inputs.model, new_model())) == set(tokens)
+    loaded = new_model()
+    customizer.load(loaded, tmp_path)
+    assert moved(loaded, inputs.model) == set()
+
+
+def test_diffusers_loads_the_textual_inversion(pipeline, inputs_of, tmp_path):
+    customizer, inputs = CUSTOMIZERS["textual_inversion"], inputs_of()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+    plain = samples_of(pipeline)
+    pipeline.load_textual_inversion(tmp_path)
+    images = samples_of(pipeline)
+    torch.testing.assert_close(images, samples(inputs.model), atol=1e-5, rtol=0)
+    assert (images - plain).abs().mean() > 1e-3
+
+
+def test_diffusers_loads_the_custom_diffusion(pipeline, inputs_of, tmp_path):
+    customizer, inputs = CUSTOMIZERS["custom_diffusion"], inputs_of()
+    customizer.customize(inputs)
+    customizer.save(inputs.model, tmp_path)
+    # without the pipeline, diffusers 0.42 reads the file and sets nothing
+    pipeline.unet.load_attn_procs(tmp_path, weight_name=custom_diffusion.FILE, _pipeline=pipeline)
+    pipeline.load_textual_inversion(tmp_path)
+    # its attention for these weights rounds differently
+    torch.testing.assert_close(samples_of(pipeline), samples(inputs.model), atol=1e-3, rtol=0)
 
 
 class Killed(Exception):
@@ -250,12 +383,21 @@ def test_a_loss_that_is_not_finite_names_the_step(name, inputs_of):
 
 
 @pytest.mark.parametrize(
-    ("customizer", "settings"),
-    [(DreamBooth, {"steps": 0}), (LoRA, {"steps": 1.5}), (LoRA, {"rank": 0})],
+    ("name", "settings"),
+    [
+        ("dreambooth", {"steps": 0}),
+        ("lora", {"steps": 1.5}),
+        ("lora", {"rank": 0}),
+        ("textual_inversion", {"steps": True}),
+        ("textual_inversion", {"initializer": "dog"}),
+        ("textual_inversion", {"instance_prompt": "a photo of person"}),
+        ("textual_inversion", {"instance_prompt": "a selfie of sks person"}),
+        ("custom_diffusion", {"steps": -1}),
+        ("custom_diffusion", {"instance_prompt": "a photo of person"}),
+    ],
 )
-def test_bad_settings_are_refused(customizer, settings):
+def test_bad_settings_are_refused(name, settings):
     (key,) = settings
-    rank = {"rank": 4} if customizer is LoRA else {}
     with pytest.raises(ValueError, match=f"^customizer.{key}=.*expected") as error:
-        customizer(**{"training": TRAINING, "steps": 3} | rank | PROMPTS | settings)
+        replace(CUSTOMIZERS[name], **settings)
     assert "\n" not in str(error.value)

@@ -12,7 +12,9 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from anticustom.customizers.custom_diffusion import text_projections
 from anticustom.customizers.lora import add_adapters
+from anticustom.customizers.rare_word import embeddings, trained_embeddings
 from anticustom.diffusion import LatentDiffusion, image_size
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
@@ -78,11 +80,13 @@ class Release:
     unet_parameters: int
     text_parameters: int
     lora_parameters: int  # of the UNet's attention at rank 4
+    text_projections: int  # of the UNet's cross-attention: keys and values
 
 
 RELEASES = {
-    "sd14_and_sd15": Release({}, {}, 859_520_964, 123_060_480, 797_184),  # of one architecture
-    "sd21": Release(UNET_21, OPEN_CLIP, 865_910_724, 340_387_840, 829_952),
+    # of one architecture
+    "sd14_and_sd15": Release({}, {}, 859_520_964, 123_060_480, 797_184, 19_169_280),
+    "sd21": Release(UNET_21, OPEN_CLIP, 865_910_724, 340_387_840, 829_952, 25_559_040),
 }
 
 
@@ -201,12 +205,7 @@ def lora(model):
     return add_adapters(model, rank=4, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"), [("sd14_and_sd15", all_weights), ("sd21", all_weights), ("sd21", lora)]
-)
-def test_a_training_step_reaches_all_that_is_trained(name, parameters):
-    model = assemble(networks(name))
-    trained = list(parameters(model))
+def assert_a_step_reaches(model, trained):
     trainer = Trainer(
         model,
         trained,
@@ -214,6 +213,7 @@ def test_a_training_step_reaches_all_that_is_trained(name, parameters):
         instance_prompt=PROMPT,
         class_prompt="a photo of person",
     )
+    trainer.optimizer.param_groups[0]["fused"] = False  # torch has no such kernel for meta
     reached = []
     trainer.optimizer.register_step_pre_hook(
         lambda *_: reached.append([p.grad is not None for p in trained])
@@ -225,6 +225,28 @@ def test_a_training_step_reaches_all_that_is_trained(name, parameters):
     assert reached == [[True] * len(trained)]
     for network in (model.vae, model.unet, model.text_encoder):
         assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("sd14_and_sd15", all_weights), ("sd21", all_weights), ("sd21", lora)]
+)
+def test_a_training_step_reaches_all_that_is_trained(name, parameters):
+    model = assemble(networks(name))
+    assert_a_step_reaches(model, list(parameters(model)))
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["word", "word_and_projections"])
+def test_the_rare_word_and_the_text_projections_are_reached(release, name, both):
+    model = assemble(networks(name))
+    width = model.unet.config.cross_attention_dim
+    projections = text_projections(model)
+    assert len(projections) == 16 * 2  # transformers, each with keys and values
+    assert sum(p.numel() for p in projections.values()) == release.text_projections
+    assert {p.shape[1] for p in projections.values()} == {width}
+    with trained_embeddings(model, "sks", embeddings(model, "sks")) as rows:
+        assert rows.shape == (1, width)
+        trained = [*projections.values(), rows] if both else [rows]
+        assert_a_step_reaches(model, trained)
 
 
 def test_adapters_attach_to_every_attention_projection(name, release):
