@@ -115,7 +115,8 @@ class TargetShift:
 
     def __post_init__(self):
         if not self.denoising_weight >= 0:
-            raise ValueError(f"loss.denoising_weight={self.denoising_weight!r}: expected at least 0")
+            weight = self.denoising_weight
+            raise ValueError(f"loss.denoising_weight={weight!r}: expected at least 0")
         if self.target is not None and not Path(self.target).is_file():
             raise ValueError(f"loss.target={self.target}: no such file; null takes a pattern")
 

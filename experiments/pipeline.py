@@ -17,10 +17,11 @@ from anticustom.identities import Identity
 from experiments import records
 from experiments.disk import check_writable
 from experiments.models import Model
+from experiments.photo_files import read_back
 from experiments.results import ARMS, Outcome, publish
 from experiments.scores import Scores
 from experiments.settings import Refused, check_settings
-from experiments.stages import PARTS, Stages, read_back
+from experiments.stages import PARTS, Stages
 from experiments.store import Artifact, Store
 from experiments.tables import print_table
 from experiments.terminal import say
@@ -62,11 +63,14 @@ class Pipeline:
         check_settings(self.config)
         self.dataset = build(config.dataset)
         self.attack = build(config.attack)
+        self.countermeasure = build(without(self.config["countermeasure"], "model"))
         self.customizer = build(without(self.config["customizer"], "base_model", "precision"))
         self.scorer = build(config.metrics, device=self.device)
         self.tracker = build(self._tracker(config))
         self.surrogate_model = model_of(config.surrogate_model)
         self.base_model = model_of(config.customizer.base_model)
+        purifier = self.config["countermeasure"].get("model")
+        self.purifier = model_of(purifier) if purifier else None
         self._refuse_what_is_missing()
         self.identities = self.dataset.names()
         check_writable(self.output_dir)
@@ -101,6 +105,7 @@ class Pipeline:
         used = {
             "surrogate_model": self.attack.needs_surrogate and "protect" in self.config["stages"],
             "customizer.base_model": "customize" in self.config["stages"],
+            "countermeasure.model": self.purifier and "customize" in self.config["stages"],
         }
         for key, is_used in used.items():
             node = OmegaConf.select(OmegaConf.create(self.config), key)
@@ -122,14 +127,15 @@ class Pipeline:
         return paths
 
     def _photo_size(self) -> int:
-        sizes = [image_size(model.folder) for model in (self.surrogate_model, self.base_model)]
-        if sizes[0] != sizes[1]:
-            raise Refused(
-                f"surrogate_model is made for {sizes[0]} px and customizer.base_model for "
-                f"{sizes[1]} px: photos are protected "
-                "at the size that is customized, so choose two models of one size"
-            )
-        return sizes[0]
+        size = image_size(self.surrogate_model.folder)
+        others = {"customizer.base_model": self.base_model, "countermeasure.model": self.purifier}
+        for key, model in others.items():
+            if model and (other := image_size(model.folder)) != size:
+                raise Refused(
+                    f"surrogate_model is made for {size} px and {key} for {other} px: photos are "
+                    "protected at the size that is customized, so choose models of one size"
+                )
+        return size
 
     def _identity(self, identity: Identity) -> Path | None:
         config, stages = self.config, self.stages
@@ -153,6 +159,12 @@ class Pipeline:
         arms = {
             "unprotected": identity.set_B,
             "protected": read_back(identity.set_B, protected.path),
+        }
+        counter = (self.countermeasure, self.choices["countermeasure"])
+        counter += (without(config["countermeasure"], "model"), self.purifier, config["precision"])
+        arms = {
+            arm: stages.countermeasure(identity.name, arm, photo_set, *counter)
+            for arm, photo_set in arms.items()
         }
         class_images = self._class_images(
             self.base_model, "customizer", config["customizer"], "customize"
@@ -191,12 +203,14 @@ class Pipeline:
             "loss": self.choices["loss"] if uses_loss else "none",
             "timestep_policy": self.choices["timestep_policy"] if uses_loss else "none",
             "surrogate_model": self.choices["surrogate_model"],
+            "countermeasure": self.choices["countermeasure"],
             "customizer": self.choices["customizer"],
             "seed": self.config["seed"],
             "config": self.config,
             "digests": {
                 "surrogate_model": self.surrogate_model.digest,
                 "base_model": self.base_model.digest,
+                **({"purifier": self.purifier.digest} if self.purifier else {}),
             },
         }
 

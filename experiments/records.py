@@ -41,6 +41,7 @@ REQUIRED = {
     "loss": "text",
     "timestep_policy": "text",
     "surrogate_model": "text",
+    "countermeasure": "text",
     "customizer": "text",
     "seed": "count",
     "command": "text",
@@ -83,6 +84,8 @@ def read(path: Path) -> dict:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise RecordError(f"{path}: not a JSON file ({error}); delete it and run again") from None
+    if isinstance(record, dict):  # there are records from before counter-measures
+        record.setdefault("countermeasure", "none")
     _check(record, path)
     return record
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from anticustom.identities import Identity
 from experiments import records
 from experiments.overview import Row, draw_overview
+from experiments.photo_files import photo_files
 from experiments.provenance import machine, peak_memory_bytes, versions
 from experiments.scores import Scores
-from experiments.stages import photo_files
+from experiments.stages import effective
 from experiments.store import Artifact, key_of, safe_name
 from experiments.terminal import say
 from experiments.tracking import Tracker
@@ -54,7 +55,11 @@ def publish(
     config = facts["config"]
     decisive = {name: config[name] for name in DECISIVE}
     decisive["customizer"] = {k: v for k, v in config["customizer"].items() if k != "base_model"}
-    decisive["attack"] = {k: v for k, v in config["attack"].items() if k != "root"}
+    decisive["attack"] = {k: v for k, v in effective(config["attack"]).items() if k != "root"}
+    if facts["countermeasure"] != "none":
+        decisive["countermeasure"] = {
+            k: v for k, v in config["countermeasure"].items() if k != "model"
+        }
     key = key_of("record", records.SCHEMA_VERSION, {"digests": digests, "config": decisive})
     parts = (facts["dataset"], identity.name, facts["attack"], facts["customizer"], key)
     name = safe_name("_".join(parts))
@@ -106,11 +111,12 @@ def _draw(path: Path, record: Mapping, outcome: Outcome, scores: Scores) -> None
     visible = record["perceptibility"]
     psnr = "" if visible["psnr"] is None else f", PSNR {visible['psnr']:.1f} dB"
     attack = f"{record['attack']} at eps {record['eps']:g}"
+    before = "" if record["countermeasure"] == "none" else f" after {record['countermeasure']}"
     base_model = record["config"]["customizer"]["base_model"]["name"]
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_overview(
         path,
-        title=f"{attack} on {record['dataset']} {record['identity']}",
+        title=f"{attack} on {record['dataset']} {record['identity']}{before}",
         subtitle=f"{record['customizer']} of {base_model}, seed {record['seed']}",
         photos=Row("Photos", scores.photos["B"]),
         protected=Row(

@@ -1,32 +1,40 @@
 """The stages of a run, each a pure function of its inputs whose result the store keeps: photos,
-class images, protected photos, victims, galleries, scores."""
+class images, protected photos, what counter-measures make of them, victims, galleries, scores."""
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from anticustom.attacks.inputs import AttackInputs
+from anticustom.countermeasures import Countermeasure, Purify, Unchanged, transformed
 from anticustom.customizers.training import CustomizerInputs
-from anticustom.draws import SeededDraws, keyed_generator
+from anticustom.draws import SeededDraws
 from anticustom.identities import Identity, PhotoSet
-from anticustom.images import output_names, read_png, write_png, write_protected
+from anticustom.images import write_png, write_protected
 from experiments.checkpoints import TimedCheckpoint
 from experiments.models import Model
+from experiments.photo_files import photo_files, read_back, read_images
 from experiments.provenance import digest_of_folder, peak_memory_bytes
+from experiments.sampling import sample
 from experiments.store import Artifact, Store, key_of
 from experiments.terminal import bars, say
 
 # raised when the numbers that a stage gives for equal inputs change
-VERSIONS = {"photos": 1, "class_images": 1, "protect": 1, "customize": 1, "gallery": 1, "eval": 1}
+VERSIONS = {
+    "photos": 1,
+    "class_images": 1,
+    "protect": 1,
+    "countermeasure": 1,
+    "customize": 1,
+    "gallery": 1,
+    "eval": 1,
+}
 # what the stages of the command line are made of
 PARTS = {
     "protect": ("protect",),
-    "customize": ("class_images", "customize", "gallery"),
+    "customize": ("class_images", "countermeasure", "customize", "gallery"),
     "eval": ("eval",),
 }
 
@@ -133,7 +141,7 @@ class Stages:
     ) -> Artifact:
         """Return the protected photos of set B."""
         photos = identity.set_B
-        inputs = {"photos": photos.digest, "attack": config, "seed": self.seed}
+        inputs = {"photos": photos.digest, "attack": effective(config), "seed": self.seed}
         inputs |= {"identity": identity.name}
         if "root" in config:  # photos protected elsewhere: their contents count, not where they lie
             inputs["attack"] = {**config, "root": digest_of_folder(Path(config["root"]))}
@@ -169,11 +177,44 @@ class Stages:
         what += f" ({attack_name}, eps {attack.eps:g})"
         return self.make("protect", identity.name, inputs, build, part_of="protect", what=what)
 
+    def countermeasure(
+        self,
+        identity: str,
+        arm: str,
+        photos: PhotoSet,
+        countermeasure: Countermeasure,
+        name: str,
+        config: Mapping,
+        model: Model | None,
+        precision: str,
+    ) -> PhotoSet:
+        """Return what the adversary makes of published photos; a purifier is given its `model`."""
+        if isinstance(countermeasure, Unchanged):
+            return photos
+        inputs = {"photos": photos.digest, "countermeasure": config, "seed": self.seed}
+        inputs |= {"identity": identity}
+        if model:
+            inputs |= {"model": model.digest, "precision": precision}
+
+        def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
+            chosen = countermeasure
+            if isinstance(chosen, Purify):
+                chosen = replace(chosen, model=model.load(precision, self.device))
+            key = (photos.names, self.seed, identity, "countermeasure")
+            images = transformed([chosen], photos.images, *key)
+            for file, image in zip(photo_files(folder, photos), images, strict=True):
+                write_png(file, image)
+            return {}
+
+        what = f"{identity}: {name} on the {arm} photos"
+        made = self.make("countermeasure", identity, inputs, build, part_of="customize", what=what)
+        return read_back(photos, made.path)
+
     def customize(
         self,
         identity: str,
         arm: str,
-        photos: Artifact | PhotoSet,
+        photos: PhotoSet,
         customizer: Any,
         customizer_name: str,
         config: Mapping,
@@ -252,64 +293,13 @@ class Stages:
         return self.make("gallery", unit, inputs, build, part_of="customize", what=what)
 
 
-def sample(
-    network: Any, prompt: str, settings: Mapping, seed: int, count: int, progress: Callable
-) -> Tensor:
-    """Return `count` images (n, 3, h, w) in [0, 1]; image i depends on (seed, prompt, i), not on
-    the batching.
-    """
-    noise = torch.stack(
-        [
-            torch.randn(network.latent_shape, generator=keyed_generator(seed, "sample", prompt, k))
-            for k in range(count)
-        ]
-    )
-    batches = noise.split(settings["batch_size"])
-    done, total = 0, len(batches) * settings["steps"]
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress(f"sampling {prompt!r}", min(done, total), total)
-
-    images = torch.cat(
-        [
-            network.sample(
-                prompt,
-                batch,
-                steps=settings["steps"],
-                guidance_scale=settings["guidance_scale"],
-                scheduler=settings["scheduler"],
-                callback=step,
-            )
-            for batch in batches
-        ]
-    )
-    if not images.isfinite().all():
-        raise FloatingPointError(
-            f"an image sampled for {prompt!r} is not finite: try precision=float32; if that is "
-            "so already, the model's weights hold NaN or infinity"
-        )
-    return images
-
-
-def read_images(artifact: Artifact) -> tuple[tuple[str, ...], Tensor]:
-    """Return names and images (n, 3, h, w) of an artifact of PNG files."""
-    files = artifact.files
-    return tuple(f.name for f in files), torch.stack([read_png(f) for f in files])
-
-
-def photo_files(folder: Path, photos: PhotoSet) -> list[Path]:
-    """Return the files of `photos` that `write_protected` wrote into `folder`, in their order."""
-    return [folder / name for name in output_names(photos.names)]
-
-
-def read_back(clean: PhotoSet, folder: Path) -> PhotoSet:
-    """Return the protected photos in `folder` as their files hold them, under the clean names."""
-    return PhotoSet(
-        clean.names, torch.stack([read_png(file) for file in photo_files(folder, clean)])
-    )
-
-
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+
+
+def effective(attack: Mapping) -> Mapping:
+    """Return the settings of an attack that decide its result: without transforms, neither their
+    list nor their number does.
+    """
+    unused = () if attack.get("transforms") else ("transforms", "transform_samples")
+    return {key: value for key, value in attack.items() if key not in unused}

@@ -63,9 +63,10 @@ def means(records: Sequence[Mapping]) -> str:
 
 
 def _title(record: Mapping, subject: str) -> str:
+    before = "" if record["countermeasure"] == "none" else f" after {record['countermeasure']}"
     return (
-        f"{record['attack']} at eps {record['eps']:g} on {subject}, victim {record['customizer']} "
-        f"(surrogate {record['surrogate_model']})"
+        f"{record['attack']} at eps {record['eps']:g} on {subject}, victim {record['customizer']}"
+        f"{before} (surrogate {record['surrogate_model']})"
     )
 
 

@@ -2,6 +2,7 @@
 recombinations.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from anticustom import surrogates
 from anticustom.attacks.inputs import AttackInputs
-from anticustom.draws import draw_batches
+from anticustom.countermeasures import Countermeasure, transformed, transforms_of
+from anticustom.draws import Draw, draw_batches
 from anticustom.images import check_eps, project, sign_step
-from anticustom.losses import Loss
+from anticustom.losses import Loss, Objective
 from anticustom.surrogates import Surrogate, SurrogateSchedule
 from anticustom.timestep_policies import TimestepPolicy, image_gradient_and_loss
 
@@ -26,6 +28,10 @@ class PGD:
     `eps` (L-infinity radius) and `step_size` are in grey levels, `steps` counts the perturbation
     steps of each of the schedule's iterations. The timestep policy is asked once, with the
     surrogate as it was loaded.
+
+    With `transforms`, names or settings of counter-measures, the steps ascend the expectation over
+    transformations: the mean loss of each photo through `transform_samples` of them, drawn anew in
+    every step.
     """
 
     eps: float
@@ -37,6 +43,8 @@ class PGD:
     instance_prompt: str
     class_prompt: str
     precision: str = "float32"
+    transforms: Sequence[str | Countermeasure] = ()
+    transform_samples: int = 1
 
     needs_surrogate: ClassVar[bool] = True
 
@@ -46,6 +54,12 @@ class PGD:
             raise ValueError(f"attack.step_size={self.step_size!r}: expected grey levels above 0")
         if not self.steps >= 1:
             raise ValueError(f"attack.steps={self.steps!r}: expected at least 1")
+        if not isinstance(self.transform_samples, int) or self.transform_samples < 1:
+            raise ValueError(
+                f"attack.transform_samples={self.transform_samples!r}: expected an integer of at "
+                "least 1"
+            )
+        object.__setattr__(self, "transforms", transforms_of(self.transforms))
 
     def __call__(self, inputs: AttackInputs) -> Tensor:
         """Return protected images: float32 (n, 3, h, w) in [0, 1] on the CPU, within eps of
@@ -98,7 +112,8 @@ class PGD:
         total = self.steps * self.surrogate_schedule.iterations
         losses = []
         for step, draw in enumerate(draws):
-            gradient, loss = image_gradient_and_loss(objective, protected, draw.to(clean.device))
+            expected = self._expected(objective, inputs, f"{iteration} transform {step}")
+            gradient, loss = image_gradient_and_loss(expected, protected, draw.to(clean.device))
             protected = project(sign_step(protected, gradient, self.step_size), clean, self.eps)
             losses.append(loss)
             inputs.progress("perturbation", iteration * self.steps + step + 1, total, loss.mean())
@@ -113,6 +128,20 @@ class PGD:
                 "surrogate"
             )
         return protected
+
+    def _expected(self, objective: Objective, inputs, phase: str) -> Objective:
+        if not self.transforms:
+            return objective
+        key = (inputs.names, inputs.seed, inputs.identity)
+
+        def expected(images: Tensor, draw: Draw) -> dict[str, Tensor]:
+            samples = [
+                objective(transformed(self.transforms, images, *key, f"{phase} {k}"), draw)
+                for k in range(self.transform_samples)
+            ]
+            return {term: sum(one[term] for one in samples) / len(samples) for term in samples[0]}
+
+        return expected
 
     def _keep(self, inputs, surrogate: Surrogate, iteration: int, protected, allowed) -> None:
         """Save a checkpoint, if one is due, from which `iteration` goes on."""

@@ -5,7 +5,8 @@ import torch
 
 from anticustom.attacks.controls import NoAttack, Noise, Precomputed
 from anticustom.attacks.pgd import PGD
-from anticustom.draws import SeededDraws
+from anticustom.countermeasures import Blur, Unchanged, transformed
+from anticustom.draws import SeededDraws, draw_batches
 from anticustom.finetuning import FineTuning
 from anticustom.images import project, quantize_within, sign_step, write_png
 from anticustom.losses import Denoising
@@ -182,6 +183,55 @@ def test_the_attack_ascends_the_loss(model, inputs_for, pictures):
         assert mean_loss(protected[k : k + 1]) > mean_loss(project(photo + signs, photo, 8))
 
 
+def test_without_transforms_nothing_changes_and_with_them_photos_stay_within_eps(inputs_for):
+    plain, none, sampled, blurred = (
+        attack(inputs_for(attack))
+        for attack in (
+            frozen(steps=4, step_size=3),
+            frozen(steps=4, step_size=3, transforms=["identity"], transform_samples=2),
+            frozen(steps=4, step_size=3, transforms=["identity", "blur"], transform_samples=2),
+            frozen(steps=4, step_size=3, transforms=["blur"]),
+        )
+    )
+    photos = inputs_for(frozen()).photos
+    assert ((none - plain).abs() < 1e-6).float().mean() > 0.99
+    for other in (sampled, blurred):
+        assert ((other - plain).abs() > 1e-3).float().mean() > 0.05
+        assert max(levels(other, photos)) == pytest.approx(8, abs=1e-3)
+
+
+def test_a_step_ascends_the_mean_loss_of_what_the_transforms_make(model, inputs_for):
+    attack = frozen(steps=1, transforms=["blur", "crop", "jpeg"], transform_samples=3)
+    inputs = inputs_for(attack)
+    protected = attack(inputs)
+    objective = Denoising().bind(model, prompt=attack.instance_prompt)
+    (draw,) = draw_batches(inputs.draws, "0 perturb", inputs.names, 1, [model.timesteps] * 2)
+    key = (inputs.names, inputs.seed, inputs.identity)
+    photos = inputs.photos.clone().requires_grad_()
+    losses = [
+        objective(transformed(attack.transforms, photos, *key, f"0 transform 0 {k}"), draw)
+        for k in range(3)
+    ]
+    loss = sum(one["denoising"].sum() for one in losses) / 3
+    gradient = torch.autograd.grad(loss, photos)[0]
+    expected = project(sign_step(inputs.photos, gradient, 0.6375), inputs.photos, 8)
+    assert ((protected - expected).abs() < 1e-6).float().mean() > 0.99
+
+
+def test_transforms_are_drawn_for_each_photo(inputs_for):
+    attack = frozen(steps=3, transforms=["blur", "gaussian_noise", "jpeg"])
+    together = attack(inputs_for(attack))
+    alone = attack(inputs_for(attack, ("b.jpg",)))
+    assert ((together[1:] - alone).abs() < 1e-6).float().mean() > 0.99
+
+
+def test_transforms_of_a_command_line(configured):
+    blur = "{_target_: anticustom.countermeasures.Blur, sigma: 3}"
+    attack = configured("attack", "attack=aspl", f"attack.transforms=[identity,{blur}]")
+    assert attack.transforms == (Unchanged(), Blur(3))
+    assert configured("attack", "attack=aspl").transforms == ()
+
+
 def test_a_photos_protection_does_not_depend_on_the_other_photos(preset, inputs_for):
     attack = preset("fsmg")
     together = attack(inputs_for(attack))
@@ -339,7 +389,8 @@ def test_a_broken_weight_is_noticed(preset, inputs_for):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("eps", 0.03), ("eps", 300), ("step_size", 0), ("steps", 0)]
+    ("key", "value"),
+    [("eps", 0.03), ("eps", 300), ("step_size", 0), ("steps", 0), ("transform_samples", 0)],
 )
 def test_bad_settings_are_refused(key, value):
     with pytest.raises(ValueError, match=f"{key}=") as error:

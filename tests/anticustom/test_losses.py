@@ -5,7 +5,13 @@ import torch
 from diffusers import DDPMScheduler
 
 from anticustom.draws import draw_batches
-from anticustom.losses import Denoising, FeatureInterference, recorded_features
+from anticustom.losses import (
+    Denoising,
+    FeatureInterference,
+    TargetShift,
+    recorded_features,
+    target_image,
+)
 from anticustom.timestep_policies import image_gradient_and_loss
 
 PROMPT = "a photo of sks person"
@@ -140,3 +146,51 @@ def test_bad_settings_are_refused(key, value):
     with pytest.raises(ValueError, match=f"^loss.{key}=.*expected") as error:
         FeatureInterference(**{key: value})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_an_ancestral_step_is_that_of_diffusers(model, prediction_type):
+    model.scheduler = DDPMScheduler.from_config(
+        model.scheduler.config, prediction_type=prediction_type
+    )
+    timesteps = torch.tensor([0, 1, 500, 999])
+    noisy, prediction = torch.randn(2, 4, *model.latent_shape)
+    own = [torch.Generator().manual_seed(k) for k in range(4)]
+    ancestral = torch.stack([torch.randn(model.latent_shape, generator=g) for g in own])
+    led = model.previous(noisy, prediction, timesteps, ancestral)
+    for k, timestep in enumerate(timesteps):
+        # its variance is floored at 1e-20, ours is 0 at timestep 0
+        step = model.scheduler.step(
+            prediction[k], timestep, noisy[k], generator=torch.Generator().manual_seed(k)
+        )
+        torch.testing.assert_close(led[k], step.prev_sample, rtol=1e-3, atol=1e-4)
+
+
+def test_the_targeted_loss_falls_towards_its_target(model, pictures, draw):
+    images = pictures(3, 0)
+    objective = bound(TargetShift(), model, images)
+    terms = objective(images, draw)
+    assert list(terms) == ["denoising", "target"]
+    assert (terms["denoising"] == 0).all()
+    target = target_image(None, 64)[None].expand(3, -1, -1, -1)
+    exact = replace(draw, posterior=torch.zeros_like(draw.posterior))
+    late = replace(exact, timesteps=torch.full((3,), 100))
+    assert (objective(target, late)["target"] > objective(images, late)["target"]).all()
+
+
+def test_what_the_released_targeted_loss_adds(model, pictures, draw):
+    images = pictures(3, 0)
+    plain, added, wrapped = (
+        bound(TargetShift(**settings), model, images)
+        for settings in ({}, {"denoising_weight": 1.0}, {"wraps": True})
+    )
+    first = replace(draw, timesteps=torch.zeros(3, dtype=torch.int64))
+    own = bound(Denoising(), model, images)(images, draw)["denoising"]
+    torch.testing.assert_close(added(images, draw)["denoising"], own)
+    torch.testing.assert_close(wrapped(images, draw)["target"], plain(images, draw)["target"])
+    assert (wrapped(images, first)["target"] != plain(images, first)["target"]).all()
+
+
+def test_a_target_that_is_no_file_is_refused():
+    with pytest.raises(ValueError, match=r"loss\.target=nowhere\.png: no such file"):
+        TargetShift(target="nowhere.png")

@@ -1,5 +1,6 @@
 """Whole runs with a random-weight model: what they leave, what they share, what they say."""
 
+import io
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
 from experiments.pipeline import Pipeline
+from experiments.stages import effective
 
 RUN = Path(__file__).parents[2] / "run.py"
 SIMAC = [
@@ -23,7 +25,15 @@ SIMAC = [
     "attack.surrogate_schedule.training_steps=1",
     "timestep_policy.keep=900",
 ]
-STAGES = {"photos", "class_images", "protect", "customize", "gallery", "eval"}
+STAGES = {
+    "photos",
+    "class_images",
+    "protect",
+    "countermeasure",
+    "customize",
+    "gallery",
+    "eval",
+}
 
 # what readers of records rely on
 SURFACE = {
@@ -35,6 +45,7 @@ SURFACE = {
     "loss": str,
     "timestep_policy": str,
     "surrogate_model": str,
+    "countermeasure": str,
     "customizer": str,
     "seed": int,
     "command": str,
@@ -171,14 +182,15 @@ def test_a_run_leaves_a_record(finished):
     record = finished.record
     check(record, SURFACE)
     assert finished.out.splitlines()[-1] == str(next(finished.output_dir.glob("records/*.json")))
-    stated = {key: record[key] for key in ("dataset", "identity", "attack", "eps", "customizer")}
-    assert stated == {
+    expected = {
         "dataset": "portraits",
         "identity": "0",
         "attack": "simac",
         "eps": 8,
+        "countermeasure": "none",
         "customizer": "dreambooth",
     }
+    assert {key: record[key] for key in expected} == expected
     assert (record["loss"], record["timestep_policy"]) == (
         "feature_interference",
         "adaptive_greedy",
@@ -216,10 +228,10 @@ def test_the_same_command_again_changes_no_file(finished, command):
 def further(finished, command, miniature):
     """Run another attack in the same folder; return its record and how many artifacts are new."""
 
-    def run(attack: str) -> tuple[dict, dict[str, int]]:
+    def run(attack: str, *more: str) -> tuple[dict, dict[str, int]]:
         out = finished.output_dir
         before = {stage: artifacts(out, stage) for stage in STAGES}
-        ended = command(*miniature, f"attack={attack}", "tracker=none", f"output_dir={out}")
+        ended = command(*miniature, f"attack={attack}", *more, "tracker=none", f"output_dir={out}")
         new = {stage: len(artifacts(out, stage) - before[stage]) for stage in STAGES}
         return json.loads(Path(ended.last_line).read_text()), {k: n for k, n in new.items() if n}
 
@@ -244,6 +256,44 @@ def test_attack_noise_shares_class_images_and_the_unprotected_victim(finished, f
     assert record["digests"]["gallery_unprotected"] == own["gallery_unprotected"]
     assert record["digests"]["gallery_protected"] != own["gallery_protected"]
     assert record["perceptibility"]["linf"] == 8
+
+
+def test_a_countermeasure_shares_the_protected_photos(finished, further):
+    record, new = further("simac", *SIMAC[1:], "countermeasure=jpeg75")
+    # the unprotected arm passes it, too: its adversary does not know that nothing is protected
+    assert new == {"countermeasure": 2, "customize": 2, "gallery": 2, "eval": 2}
+    own = finished.record
+    assert (record["countermeasure"], own["countermeasure"]) == ("jpeg75", "none")
+    assert record["digests"]["protected"] == own["digests"]["protected"]
+    for arm in ("protected", "unprotected"):
+        assert record["digests"][f"gallery_{arm}"] != own["digests"][f"gallery_{arm}"]
+    (clean,) = artifacts(finished.output_dir, "photos")
+    made = artifacts(finished.output_dir, "countermeasure")
+    for folder in made:
+        assert sorted(file.name for file in folder.glob("*.png")) == [f"B{k}.png" for k in range(4)]
+    compressed = [np.array_equal(pixels(f / "B0.png"), jpeg(clean / "set_B/B0.png")) for f in made]
+    assert sorted(compressed) == [False, True]  # that of the protected photo differs
+
+
+def jpeg(file: Path) -> np.ndarray:
+    coded = io.BytesIO()
+    with Image.open(file) as image:
+        image.save(coded, "JPEG", quality=75)
+    return np.asarray(Image.open(coded)).astype(int)
+
+
+def test_the_stages_key_of_an_attack_without_transforms_is_that_of_one_that_knows_none():
+    plain = {"eps": 8, "steps": 6}
+    assert effective(plain | {"transforms": [], "transform_samples": 3}) == plain
+    with_blur = plain | {"transforms": ["blur"], "transform_samples": 3}
+    assert effective(with_blur) == with_blur
+
+
+def test_a_purifier_is_loaded_and_recorded(further):
+    record, new = further("none", "countermeasure=purify")
+    assert new["countermeasure"] == 1  # both arms hold the same photos
+    assert record["countermeasure"] == "purify"
+    assert record["digests"]["purifier"] == record["digests"]["surrogate_model"]
 
 
 def test_stages(command, miniature, tmp_path):

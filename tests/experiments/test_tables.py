@@ -25,6 +25,7 @@ def record(before=0.75, after=0.25, identity="ann", **changes):
         "attack": "simac",
         "eps": 8,
         "surrogate_model": "tiny",
+        "countermeasure": "none",
         "customizer": "dreambooth",
         "seed": 0,
         "scorer": {"backbone": "sface"},
@@ -52,6 +53,13 @@ def test_table_shows_both_victims_and_their_difference():
     assert row(text, "protected") == ["protected", "0.250", "0.125", "50.0", "50.2"]
     assert row(text, "difference") == ["difference", "-0.500", "-0.625", "+50.0", "+30.2"]
     assert "at most 8 grey levels (eps 8), PSNR 33.1 dB, SSIM 0.900" in text
+
+
+def test_a_countermeasure_is_named():
+    assert "after" not in table(record())
+    countered = record(countermeasure="jpeg75")
+    for text in (table(countered), means([countered, countered])):
+        assert "victim dreambooth after jpeg75 (surrogate tiny)" in text
 
 
 def test_each_prompt_has_its_line_and_nothing_measured_is_a_dash():
