@@ -191,10 +191,10 @@ def start(
     instance_prompt: str,
     class_prompt: str,
     clean: tuple[tuple[str, ...], Tensor],
-    class_images: tuple[tuple[str, ...], Tensor],
+    class_images: tuple[tuple[str, ...], Tensor] | None,
 ) -> Surrogate:
     """Return the surrogate that `schedule` moves; `clean` and `class_images` are names and images
-    (n, 3, h, w) in [0, 1].
+    (n, 3, h, w) in [0, 1]; one that stands still needs no class images.
     """
     if schedule.training is None:
         return Surrogate(model, draws)

@@ -130,7 +130,8 @@ def digest_of_file(path: Path, memory: Path | None = None) -> str:
 def digest_of_folder(path: Path, memory: Path | None = None) -> str:
     """SHA-256 of the relative names and contents of a folder's files, hexadecimal.
 
-    Hidden files and folders do not count: download clients keep time stamps in them.
+    Hidden files and folders do not count, for download clients keep time stamps in them, nor does
+    what is written for readers (Markdown).
     """
     path = Path(path)
     if not path.is_dir():
@@ -138,7 +139,8 @@ def digest_of_folder(path: Path, memory: Path | None = None) -> str:
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in name.parts):
+        hidden = any(part.startswith(".") for part in name.parts)
+        if file.is_file() and not hidden and file.suffix != ".md":
             digest.update(f"{name.as_posix()}\0{digest_of_file(file, memory)}\n".encode())
     return digest.hexdigest()
 

@@ -55,7 +55,7 @@ def publish(
     config = facts["config"]
     decisive = {name: config[name] for name in DECISIVE}
     decisive["customizer"] = {k: v for k, v in config["customizer"].items() if k != "base_model"}
-    decisive["attack"] = {k: v for k, v in effective(config["attack"]).items() if k != "root"}
+    decisive["attack"] = effective(config["attack"])
     if facts["countermeasure"] != "none":
         decisive["countermeasure"] = {
             k: v for k, v in config["countermeasure"].items() if k != "model"

@@ -16,7 +16,7 @@ from anticustom.images import write_png, write_protected
 from experiments.checkpoints import TimedCheckpoint
 from experiments.models import Model
 from experiments.photo_files import photo_files, read_back, read_images
-from experiments.provenance import digest_of_folder, peak_memory_bytes
+from experiments.provenance import digest_of_file, digest_of_folder, peak_memory_bytes
 from experiments.sampling import sample
 from experiments.store import Artifact, Store, key_of
 from experiments.terminal import bars, say
@@ -143,10 +143,9 @@ class Stages:
         photos = identity.set_B
         inputs = {"photos": photos.digest, "attack": effective(config), "seed": self.seed}
         inputs |= {"identity": identity.name}
-        if "root" in config:  # photos protected elsewhere: their contents count, not where they lie
-            inputs["attack"] = {**config, "root": digest_of_folder(Path(config["root"]))}
         if attack.needs_surrogate:
             inputs |= {"clean": identity.set_A.digest, "model": model.digest}
+        if attack.needs_class_images:
             inputs |= {"class_images": class_images().digest}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
@@ -298,8 +297,14 @@ def slug(text: str) -> str:
 
 
 def effective(attack: Mapping) -> Mapping:
-    """Return the settings of an attack that decide its result: without transforms, neither their
-    list nor their number does.
+    """Return the settings of an attack that decide its result: of files the contents, not where
+    they lie; without transforms, neither their list nor their number.
     """
     unused = () if attack.get("transforms") else ("transforms", "transform_samples")
-    return {key: value for key, value in attack.items() if key not in unused}
+    settings = {key: value for key, value in attack.items() if key not in unused}
+    if "root" in settings:
+        settings["root"] = digest_of_folder(Path(settings["root"]))
+    loss = settings.get("loss", {})
+    if loss.get("target"):
+        settings["loss"] = {**loss, "target": digest_of_file(Path(loss["target"]))}
+    return settings

@@ -20,6 +20,7 @@ class NoAttack:
 
     eps: float = 0
     needs_surrogate: ClassVar[bool] = False
+    needs_class_images: ClassVar[bool] = False
 
     def __call__(self, inputs: AttackInputs) -> Tensor:
         return inputs.photos.clone()
@@ -33,6 +34,7 @@ class Noise:
 
     eps: float
     needs_surrogate: ClassVar[bool] = False
+    needs_class_images: ClassVar[bool] = False
 
     def __post_init__(self):
         check_eps(self.eps)
@@ -64,6 +66,7 @@ class Precomputed:
     root: str
     eps: float
     needs_surrogate: ClassVar[bool] = False
+    needs_class_images: ClassVar[bool] = False
 
     def __post_init__(self):
         check_eps(self.eps)

@@ -48,6 +48,10 @@ class PGD:
 
     needs_surrogate: ClassVar[bool] = True
 
+    @property
+    def needs_class_images(self) -> bool:
+        return self.surrogate_schedule.training is not None
+
     def __post_init__(self):
         check_eps(self.eps)
         if not self.step_size > 0:
@@ -76,7 +80,7 @@ class PGD:
             instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
             clean=inputs.clean_set,
-            class_images=inputs.class_images,
+            class_images=inputs.class_images if self.needs_class_images else None,
         )
         first, protected, allowed = self._resume(inputs, surrogate)
         if allowed is None:

@@ -471,6 +471,17 @@ def test_controls_need_no_model(inputs_for):
     assert PGD.needs_surrogate
 
 
+def test_a_surrogate_that_stands_still_needs_no_class_images(configured, inputs_for):
+    def asked():
+        raise AssertionError("class images were asked for")
+
+    attack = configured("attack", "attack=advdm", "attack.steps=2")
+    assert not attack.needs_class_images
+    protected = attack(inputs_for(attack, load_class_images=asked))
+    assert (protected - inputs_for(attack).photos).abs().max() > 0
+    assert configured("attack", "attack=aspl").needs_class_images
+
+
 @pytest.fixture
 def protected_elsewhere(tmp_path, inputs_for):
     """A folder of the photos of ann, 6 grey levels off, in another order of names and suffixes."""

@@ -67,7 +67,7 @@ SURFACE = {
 NULLABLE = {"ism", "ser_fiq", "identity_retention"}  # a random model draws no faces
 
 # every line that a run may print
-NUMBERS = r"(\s+[-+]?[\d.]+)+\s*"
+NUMBERS = r"(\s+([-+]?[\d.]+|-))+\s*"  # "-": no face was found
 OWN_LINES = [
     r"",
     r"0: (photos|gallery of the (un)?protected victim) \.\.\.",

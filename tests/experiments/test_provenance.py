@@ -96,7 +96,8 @@ def test_folder_digest_follows_names_and_contents_but_not_the_place(tmp_path):
         return digest_of_folder(tmp_path / name)
 
     first = folder("one", {"unet/a": "1", "b": "2"})
-    assert folder("two", {"b": "2", "unet/a": "1", ".cache/stamp": "now"}) == first
+    aside = {".cache/stamp": "now", "README.md": "a card"}
+    assert folder("two", {"b": "2", "unet/a": "1", **aside}) == first
     assert folder("three", {"unet/a": "1", "c": "2"}) != first
     assert folder("four", {"unet/a": "1", "b": "3"}) != first
     with pytest.raises(NotADirectoryError, match="no such folder"):
