@@ -34,7 +34,13 @@ from experiments.training_portraits import (
     names,
     training_portraits,
 )
-from experiments.training_run import Run, join_processes, rank_and_processes, shuffled_batches
+from experiments.training_run import (
+    Run,
+    first_process_first,
+    join_processes,
+    rank_and_processes,
+    shuffled_batches,
+)
 
 NOISE = 12  # largest amplitude of the noise that the encoder learns to see through, grey levels
 
@@ -46,13 +52,13 @@ def train_autoencoder(work: Path, images: Tensor, steps: int, device: str) -> Au
     Most of what it encodes carries random signs that it has to remove. An encoder for 512 px hardly
     passes such noise on, for one latent there averages over many more pixels.
     """
-    rank, _ = rank_and_processes()
+    rank, processes = rank_and_processes()
     torch.manual_seed(0)
     vae = new_autoencoder().to(device)
     run = Run(work / "autoencoder.pt", vae, steps, learning_rate=1e-3)
     batches = shuffled_batches(torch.arange(len(images)), 16, run.first)
     for step in run:
-        generator = torch.Generator().manual_seed(2 * step + rank)
+        generator = torch.Generator().manual_seed(processes * step + rank)
         x = images[next(batches)].to(device).float() / 127.5 - 1
         noisy = (x + _noise(x.shape, generator).to(device)).clamp(-1, 1)
         with torch.autocast(device, torch.bfloat16):
@@ -107,7 +113,8 @@ def train_unet(
         return_tensors="pt",
     ).input_ids
     empty, tokens = tokens[-1], tokens[:-1].view(len(portraits.captions), CAPTIONS, -1)
-    posteriors = encode_all(work, vae, portraits.images, device)
+    with first_process_first():
+        posteriors = encode_all(work, vae, portraits.images, device)
     text_encoder, unet = new_text_encoder(tokenizer).to(device), new_unet().to(device)
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     scheduler = new_scheduler()
@@ -188,7 +195,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings = parser.parse_args(arguments)
     work, device = settings.work, settings.device
     join_processes()
-    portraits = training_portraits(work, settings.portraits)
+    with first_process_first():
+        portraits = training_portraits(work, settings.portraits)
     vae = train_autoencoder(work, portraits.images, settings.autoencoder_steps, device)
     unet, text_encoder, tokenizer = train_unet(
         work, vae, portraits, settings.unet_steps, settings.batch, device

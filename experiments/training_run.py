@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -16,11 +18,22 @@ from tqdm import tqdm
 def join_processes() -> None:
     """Join the other processes if `torchrun` started several."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=timedelta(hours=6))
 
 
 def rank_and_processes() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Let the first process do what is inside before the others, who then find it done."""
+    rank, processes = rank_and_processes()
+    if rank > 0:
+        dist.barrier()
+    yield
+    if rank == 0 and processes > 1:
+        dist.barrier()
 
 
 def shuffled_batches(indices: Tensor, batch: int, first_step: int) -> Iterator[Tensor]:
