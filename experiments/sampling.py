@@ -37,6 +37,7 @@ def sample(
                 steps=settings["steps"],
                 guidance_scale=settings["guidance_scale"],
                 scheduler=settings["scheduler"],
+                karras_sigmas=settings["karras_sigmas"],
                 callback=step,
             )
             for batch in batches

@@ -7,15 +7,19 @@ from typing import Any
 from experiments.stages import PARTS
 
 PRECISIONS = ("float32", "mixed", "bfloat16")
-# classes of diffusers that add no noise of their own, so that an image depends on its first noise
-SAMPLERS = (
-    "DDIMScheduler",
-    "PNDMScheduler",
+# classes of diffusers whose steps can be spaced by Karras's sigmas
+KARRAS_SAMPLERS = (
     "DPMSolverMultistepScheduler",
     "DEISMultistepScheduler",
     "UniPCMultistepScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
+)
+# classes of diffusers that add no noise of their own, so that an image depends on its first noise
+SAMPLERS = (
+    "DDIMScheduler",
+    "PNDMScheduler",
+    *KARRAS_SAMPLERS,
 )
 COUNTS = ("images_per_prompt", "batch_size", "steps")
 
@@ -58,6 +62,14 @@ def _check_sampling(key: str, sampling: Mapping[str, Any]) -> None:
     scheduler = sampling["scheduler"]
     if scheduler not in SAMPLERS:
         raise Refused(f"{key}.scheduler={scheduler!r}: expected one of {', '.join(SAMPLERS)}")
+    karras = sampling["karras_sigmas"]
+    if not isinstance(karras, bool):
+        raise Refused(f"{key}.karras_sigmas={karras!r}: expected true or false")
+    if karras and scheduler not in KARRAS_SAMPLERS:
+        raise Refused(
+            f"{key}.karras_sigmas=true, which {scheduler} does not have: set it to false, or "
+            f"{key}.scheduler to one of {', '.join(KARRAS_SAMPLERS)}"
+        )
 
 
 def _check_number(key: str, value: object, kind: type, least: int) -> None:

@@ -36,7 +36,7 @@ PEOPLE = range(64)  # development identities: the model was trained on none of t
 
 
 def sampled(model: diffusion.LatentDiffusion, prompt: str, count: int) -> Tensor:
-    """Return `count` samples (n, 3, h, w) in [0, 1]: DDIM, 20 steps, guidance 3."""
+    """Return `count` samples (n, 3, h, w) in [0, 1], sampled as the embedded galleries are."""
     images = []
     for start in tqdm(range(0, count, 16), desc=prompt):
         keys = range(start, min(start + 16, count))
@@ -50,7 +50,8 @@ def sampled(model: diffusion.LatentDiffusion, prompt: str, count: int) -> Tensor
                 torch.stack(noise),
                 steps=20,
                 guidance_scale=3.0,
-                scheduler="DDIMScheduler",
+                scheduler="DPMSolverMultistepScheduler",
+                karras_sigmas=True,
             )
         )
     return torch.cat(images)

@@ -36,9 +36,9 @@ def caption(person: Person, shot: Shot, rng: np.random.Generator, name: str = ""
     opening = f"{_OPENINGS[shot.style]} {subject}"
     if rng.uniform() < 0.25:
         return f"a photo of {subject}" if rng.uniform() < 0.5 else opening
-    told = rng.uniform() < (0.3 if name else 1)
-    features = _drawn(visible_features(person, shot), rng, most=3) if told else []
-    clothing = _drawn(visible_clothing(person, shot), rng, most=2) if told else []
+    told = rng.uniform() < (0.5 if name else 1)
+    features = _drawn(visible_features(person, shot), rng, least=1, most=3) if told else []
+    clothing = _drawn(visible_clothing(person, shot), rng, least=0, most=2) if told else []
     parts = [opening]
     if features:
         parts.append("with " + _listed(features))
@@ -96,11 +96,11 @@ def _hair(person: Person) -> str:
     return f"{_HAIR_STYLES.get(person.hair_style, 'short ')}{person.hair_colour} hair"
 
 
-def _drawn(phrases: list[str], rng: np.random.Generator, most: int) -> list[str]:
+def _drawn(phrases: list[str], rng: np.random.Generator, *, least: int, most: int) -> list[str]:
     """Draw some of the phrases, no two with the same last word, in random order."""
     if not phrases:
         return []
-    count = int(rng.integers(0, most + 1))
+    count = int(rng.integers(least, most + 1))
     chosen: dict[str, str] = {}
     for position in rng.permutation(len(phrases))[:count]:
         chosen.setdefault(phrases[position].split()[-1], phrases[position])

@@ -31,6 +31,8 @@ REFUSED = {
     "device=quantum": r"device=quantum: torch cannot use it here",
     "metrics.backbone=arcface": r"backbone=arcface .*sface",
     "gallery.scheduler=Dream": r"gallery\.scheduler='Dream': expected one of DDIMScheduler, ",
+    "gallery.karras_sigmas=1": r"gallery\.karras_sigmas=1: expected true or false",
+    "gallery.scheduler=DDIMScheduler": r"gallery\.karras_sigmas=true, which DDIMScheduler does not",
     "gallery.images_per_prompt=0": r"gallery\.images_per_prompt=0: expected an integer",
     "prompts.gallery=selfie": r"gallery\.prompts='selfie': expected a list",
     "checkpoint_minutes=soon": r"checkpoint_minutes='soon': expected a number",
