@@ -6,7 +6,7 @@ PROCESSES ?= 2
 export HF_HUB_OFFLINE ?= 1
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test lint setup tiny tiny-check embedded-check clean
+.PHONY: help demo test lint setup tiny tiny-check embedded-check bench clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ tiny-check: setup  ## Measure the embedded model on its own
 
 embedded-check: setup  ## Protect and customize twelve embedded people at three budgets (hours; resumable)
 	$(BIN)/python -m experiments.embedded_check
+
+bench: setup  ## Measure the speed and memory of every phase (20 minutes on two cores)
+	$(BIN)/python -m experiments.benchmark
 
 clean:  ## Remove what runs wrote (outputs/)
 	rm -rf outputs

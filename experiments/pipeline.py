@@ -62,12 +62,15 @@ class Pipeline:
         self.config = OmegaConf.to_container(config, resolve=True)
         check_settings(self.config)
         self.dataset = build(config.dataset)
-        self.attack = build(config.attack)
+        self.attack = build(without(self.config["attack"], "others"))
         self.countermeasure = build(without(self.config["countermeasure"], "model"))
         self.customizer = build(without(self.config["customizer"], "base_model", "precision"))
         self.scorer = build(config.metrics, device=self.device)
         self.tracker = build(self._tracker(config))
         self.surrogate_model = model_of(config.surrogate_model)
+        others = self.config["attack"].get("others", {})  # surrogates of an ensemble
+        self.surrogates = {"surrogate_model": self.surrogate_model}
+        self.surrogates |= {name: model_of(node) for name, node in others.items()}
         self.base_model = model_of(config.customizer.base_model)
         purifier = self.config["countermeasure"].get("model")
         self.purifier = model_of(purifier) if purifier else None
@@ -102,8 +105,9 @@ class Pipeline:
             raise Refused("; ".join(missing))
 
     def _check_scale(self) -> None:
+        protects = self.attack.needs_surrogate and "protect" in self.config["stages"]
         used = {
-            "surrogate_model": self.attack.needs_surrogate and "protect" in self.config["stages"],
+            **dict.fromkeys(self.surrogates, protects),
             "customizer.base_model": "customize" in self.config["stages"],
             "countermeasure.model": self.purifier and "customize" in self.config["stages"],
         }
@@ -128,7 +132,9 @@ class Pipeline:
 
     def _photo_size(self) -> int:
         size = image_size(self.surrogate_model.folder)
-        others = {"customizer.base_model": self.base_model, "countermeasure.model": self.purifier}
+        _, *others = self.surrogates.items()
+        others = {f"attack.others.{name}": model for name, model in others}
+        others |= {"customizer.base_model": self.base_model, "countermeasure.model": self.purifier}
         for key, model in others.items():
             if model and (other := image_size(model.folder)) != size:
                 raise Refused(
@@ -148,7 +154,7 @@ class Pipeline:
             self.attack,
             self.choices["attack"],
             config["attack"],
-            self.surrogate_model,
+            self.surrogates,
             lambda: self._class_images(
                 self.surrogate_model, "surrogate_model", config["attack"], "protect"
             ),
@@ -208,7 +214,7 @@ class Pipeline:
             "seed": self.config["seed"],
             "config": self.config,
             "digests": {
-                "surrogate_model": self.surrogate_model.digest,
+                **{name: model.digest for name, model in self.surrogates.items()},
                 "base_model": self.base_model.digest,
                 **({"purifier": self.purifier.digest} if self.purifier else {}),
             },

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anticustom.attacks.inputs import AttackInputs
+from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.countermeasures import Countermeasure, Purify, Unchanged, transformed
 from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
@@ -136,23 +136,29 @@ class Stages:
         attack: Any,
         attack_name: str,
         config: Mapping,
-        model: Model,
+        models: Mapping[str, Model],
         class_images: Callable[[], Artifact],
     ) -> Artifact:
-        """Return the protected photos of set B."""
+        """Return the protected photos of set B. Of the surrogates `models`, the first has the
+        random numbers of an attack on it alone.
+        """
         photos = identity.set_B
         inputs = {"photos": photos.digest, "attack": effective(config), "seed": self.seed}
         inputs |= {"identity": identity.name}
         if attack.needs_surrogate:
-            inputs |= {"clean": identity.set_A.digest, "model": model.digest}
+            digest, *others = [model.digest for model in models.values()]
+            inputs |= {"clean": identity.set_A.digest, "model": digest}
+            inputs |= {"others": others} if others else {}
         if attack.needs_class_images:
             inputs |= {"class_images": class_images().digest}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
-            network = (
-                model.load(config["precision"], self.device) if attack.needs_surrogate else None
-            )
-            latent_shape = network.latent_shape if network else (0, 0, 0)
+            surrogates = []
+            for name, model in models.items() if attack.needs_surrogate else ():
+                network = model.load(config["precision"], self.device)
+                owner = f"{identity.name} {name}" if surrogates else identity.name
+                draws = SeededDraws(self.seed, owner, network.latent_shape)
+                surrogates.append(SurrogateInputs(network, draws))
             with bars() as progress:
                 protected = attack(
                     AttackInputs(
@@ -161,8 +167,7 @@ class Stages:
                         photos=photos.images,
                         seed=self.seed,
                         clean_set=(identity.set_A.names, identity.set_A.images),
-                        draws=SeededDraws(self.seed, identity.name, latent_shape),
-                        load_model=lambda: network,
+                        surrogates=surrogates,
                         load_class_images=lambda: read_images(class_images()),
                         progress=progress,
                         checkpoint=checkpoint,
@@ -298,9 +303,13 @@ def slug(text: str) -> str:
 
 def effective(attack: Mapping) -> Mapping:
     """Return the settings of an attack that decide its result: of files the contents, not where
-    they lie; without transforms, neither their list nor their number.
+    they lie; without transforms, neither their list nor their number; the other surrogates of an
+    ensemble are inputs of their own.
     """
-    unused = () if attack.get("transforms") else ("transforms", "transform_samples")
+    unused = ["others"]
+    unused += [] if attack.get("transforms") else ["transforms", "transform_samples"]
+    if not attack.get("others"):
+        unused.append("combination")
     settings = {key: value for key, value in attack.items() if key not in unused}
     if "root" in settings:
         settings["root"] = digest_of_folder(Path(settings["root"]))

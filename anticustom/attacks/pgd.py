@@ -3,7 +3,8 @@ recombinations.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -11,13 +12,27 @@ import torch
 from torch import Tensor
 
 from anticustom import surrogates
-from anticustom.attacks.inputs import AttackInputs
+from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.countermeasures import Countermeasure, transformed, transforms_of
+from anticustom.diffusion import Posterior
 from anticustom.draws import Draw, draw_batches
+from anticustom.ensembles import Combination, JointLoss
 from anticustom.images import check_eps, project, sign_step
 from anticustom.losses import Loss, Objective
 from anticustom.surrogates import Surrogate, SurrogateSchedule
 from anticustom.timestep_policies import TimestepPolicy, image_gradient_and_loss
+
+
+@dataclass
+class _Member:
+    """A surrogate under attack, with the timesteps allowed for each photo, and the posterior of the
+    clean photos.
+    """
+
+    surrogate: Surrogate
+    allowed: list[Tensor]
+    clean: Posterior
+    objective: Objective | None = None  # of the present iteration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +47,9 @@ class PGD:
     With `transforms`, names or settings of counter-measures, the steps ascend the expectation over
     transformations: the mean loss of each photo through `transform_samples` of them, drawn anew in
     every step.
+
+    Of several surrogates, each moves by the schedule and has its own timesteps and noise;
+    `combination` says how one perturbation climbs against all.
     """
 
     eps: float
@@ -45,6 +63,7 @@ class PGD:
     precision: str = "float32"
     transforms: Sequence[str | Countermeasure] = ()
     transform_samples: int = 1
+    combination: Combination = field(default_factory=JointLoss)
 
     needs_surrogate: ClassVar[bool] = True
 
@@ -71,58 +90,81 @@ class PGD:
 
         Raises FloatingPointError when a loss is not finite.
         """
-        model = inputs.model
-        clean = inputs.photos.to(model.device)
+        schedule = self.surrogate_schedule
+        members = [self._start(inputs, source) for source in inputs.surrogates]
+        first, protected = self._resume(inputs, members)
+        for member, source in zip(members, inputs.surrogates, strict=True):
+            if not member.allowed:
+                member.allowed = self._allowed(inputs, source)
+        for iteration in range(first, schedule.iterations):
+            keep = partial(self._keep, inputs, members, iteration, protected)
+            with ExitStack() as attackable:
+                for member in members:
+                    surrogate = member.surrogate
+                    surrogate.keep = keep
+                    attackable.enter_context(
+                        schedule.attackable(surrogate, iteration, inputs.progress)
+                    )
+                    member.objective = self.loss.bind(
+                        surrogate.model,
+                        prompt=self.instance_prompt,
+                        clean=member.clean,
+                        start=protected,
+                    )
+                climb = partial(self._ascend, inputs, iteration)
+                protected, own = self.combination(climb, members, protected)
+            for member, follows in zip(members, own, strict=True):
+                schedule.follow(member.surrogate, iteration, inputs.names, follows, inputs.progress)
+            self._keep(inputs, members, iteration + 1, protected)
+        return protected.cpu()
+
+    def _start(self, inputs: AttackInputs, source: SurrogateInputs) -> _Member:
         surrogate = surrogates.start(
             self.surrogate_schedule,
-            model,
-            inputs.draws,
+            source.model,
+            source.draws,
             instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
             clean=inputs.clean_set,
             class_images=inputs.class_images if self.needs_class_images else None,
         )
-        first, protected, allowed = self._resume(inputs, surrogate)
-        if allowed is None:
-            allowed = self.timestep_policy.allowed(
-                model,
-                clean,
-                inputs.names,
-                self.instance_prompt,
-                inputs.draws,
-                eps=self.eps,
-                step_size=self.step_size,
-                progress=inputs.progress,
-            )
         with torch.no_grad():
-            posterior = model.posterior(clean)
-        for iteration in range(first, self.surrogate_schedule.iterations):
-            surrogate.keep = partial(self._keep, inputs, surrogate, iteration, protected, allowed)
-            with self.surrogate_schedule.attackable(surrogate, iteration, inputs.progress):
-                objective = self.loss.bind(
-                    model, prompt=self.instance_prompt, clean=posterior, start=protected
-                )
-                protected = self._ascend(inputs, objective, protected, clean, allowed, iteration)
-            self.surrogate_schedule.follow(
-                surrogate, iteration, inputs.names, protected, inputs.progress
-            )
-            self._keep(inputs, surrogate, iteration + 1, protected, allowed)
-        return protected.cpu()
+            clean = source.model.posterior(inputs.photos.to(source.model.device))
+        return _Member(surrogate, [], clean)
 
-    def _ascend(self, inputs, objective, protected, clean, allowed, iteration) -> Tensor:
-        draws = draw_batches(
-            inputs.draws, f"{iteration} perturb", inputs.names, self.steps, allowed
+    def _allowed(self, inputs: AttackInputs, source: SurrogateInputs) -> list[Tensor]:
+        return self.timestep_policy.allowed(
+            source.model,
+            inputs.photos.to(source.model.device),
+            inputs.names,
+            self.instance_prompt,
+            source.draws,
+            eps=self.eps,
+            step_size=self.step_size,
+            progress=inputs.progress,
         )
-        total = self.steps * self.surrogate_schedule.iterations
+
+    def _ascend(self, inputs, iteration: int, members: Sequence[_Member], images: Tensor) -> Tensor:
+        clean = inputs.photos.to(images.device)
+        phase, total = f"{iteration} perturb", self.steps * self.surrogate_schedule.iterations
+        draws = [
+            draw_batches(m.surrogate.draws, phase, inputs.names, self.steps, m.allowed)
+            for m in members
+        ]
         losses = []
-        for step, draw in enumerate(draws):
-            expected = self._expected(objective, inputs, f"{iteration} transform {step}")
-            gradient, loss = image_gradient_and_loss(expected, protected, draw.to(clean.device))
-            protected = project(sign_step(protected, gradient, self.step_size), clean, self.eps)
+        for step, draw in enumerate(zip(*draws, strict=True)):
+            gradient, loss = torch.zeros_like(images), torch.zeros(len(images)).to(images)
+            for member, own in zip(members, draw, strict=True):
+                expected = self._expected(member.objective, inputs, f"{iteration} transform {step}")
+                gradient_of_one, loss_of_one = image_gradient_and_loss(
+                    expected, images, own.to(images.device)
+                )
+                gradient, loss = gradient + gradient_of_one, loss + loss_of_one
+            images = project(sign_step(images, gradient, self.step_size), clean, self.eps)
             losses.append(loss)
             inputs.progress("perturbation", iteration * self.steps + step + 1, total, loss.mean())
         # a gradient that is not finite spoils its image, whose loss comes one step later
-        losses.append(protected.flatten(1).sum(1))
+        losses.append(images.flatten(1).sum(1))
         finite = torch.stack(losses).isfinite().cpu()
         if not finite.all():
             step, image = (~finite).nonzero()[0].tolist()
@@ -131,7 +173,7 @@ class PGD:
                 f"{inputs.names[image]}: try precision=float32, or a lower learning rate of the "
                 "surrogate"
             )
-        return protected
+        return images
 
     def _expected(self, objective: Objective, inputs, phase: str) -> Objective:
         if not self.transforms:
@@ -147,24 +189,30 @@ class PGD:
 
         return expected
 
-    def _keep(self, inputs, surrogate: Surrogate, iteration: int, protected, allowed) -> None:
+    def _keep(self, inputs, members: list[_Member], iteration: int, protected: Tensor) -> None:
         """Save a checkpoint, if one is due, from which `iteration` goes on."""
         if not inputs.checkpoint.due():
             return
-        tensors, facts = surrogate.trainer.state() if surrogate.trainer else ({}, {})
-        own = {"protected": protected} | {f"allowed.{k}": a for k, a in enumerate(allowed)}
-        inputs.checkpoint.save(
-            tensors | own, facts | {"iteration": iteration, "fitted_steps": surrogate.fitted_steps}
-        )
+        tensors, facts = {"protected": protected}, {"iteration": iteration, "members": []}
+        for number, member in enumerate(members):
+            trainer = member.surrogate.trainer
+            own, places = trainer.state() if trainer else ({}, {})
+            own |= {f"allowed.{k}": steps for k, steps in enumerate(member.allowed)}
+            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
+            facts["members"].append(places | {"fitted_steps": member.surrogate.fitted_steps})
+        inputs.checkpoint.save(tensors, facts)
 
-    def _resume(self, inputs, surrogate: Surrogate) -> tuple[int, Tensor, list[Tensor] | None]:
-        device = inputs.model.device
+    def _resume(self, inputs, members: list[_Member]) -> tuple[int, Tensor]:
+        device = members[0].surrogate.model.device
         saved = inputs.checkpoint.load()
         if saved is None:
-            return 0, inputs.photos.to(device), None
+            return 0, inputs.photos.to(device)
         tensors, facts = saved
-        if surrogate.trainer:
-            surrogate.trainer.restore(tensors, facts)
-        surrogate.fitted_steps = facts["fitted_steps"]
-        allowed = [tensors[f"allowed.{k}"] for k in range(len(inputs.names))]
-        return facts["iteration"], tensors["protected"].to(device), allowed
+        for number, (member, own) in enumerate(zip(members, facts["members"], strict=True)):
+            prefix = f"{number}/"
+            mine = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            if member.surrogate.trainer:
+                member.surrogate.trainer.restore(mine, own)
+            member.surrogate.fitted_steps = own["fitted_steps"]
+            member.allowed = [mine[f"allowed.{k}"] for k in range(len(inputs.names))]
+        return facts["iteration"], tensors["protected"].to(device)

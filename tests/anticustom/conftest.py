@@ -11,9 +11,11 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from anticustom import diffusion
-from anticustom.attacks.inputs import AttackInputs
+from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.draws import SeededDraws
 from anticustom.images import from_8bit
+
+DRAWS = SeededDraws(0, "ann", (4, 8, 8))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +65,12 @@ def configured(conf) -> Callable:
 def inputs_for(new_model, pictures) -> Callable[..., AttackInputs]:
     """Return an attack's inputs, with a model of their own in the attack's precision."""
 
-    def make(attack, names: tuple[str, ...] = ("a.png", "b.jpg"), **changed) -> AttackInputs:
+    def make(
+        attack,
+        names: tuple[str, ...] = ("a.png", "b.jpg"),
+        draws=DRAWS,
+        **changed,
+    ) -> AttackInputs:
         photos = {"a.png": 0, "b.jpg": 1}
         precision = "bfloat16" if getattr(attack, "precision", "") == "bfloat16" else "float32"
         settings = {
@@ -72,8 +79,7 @@ def inputs_for(new_model, pictures) -> Callable[..., AttackInputs]:
             "photos": torch.cat([pictures(1, photos[name]) for name in names]),
             "seed": 0,
             "clean_set": (("c.png", "d.png"), pictures(2, 2)),
-            "draws": SeededDraws(0, "ann", (4, 8, 8)),
-            "load_model": lambda: new_model(precision),
+            "surrogates": [SurrogateInputs(new_model(precision), draws)],
             "load_class_images": lambda: (("0.png", "1.png", "2.png"), pictures(3, 3)),
         }
         return AttackInputs(**settings | changed)

@@ -130,17 +130,17 @@ def test_only_the_photos_require_gradients_in_the_perturbation_loop(preset, inpu
     trained = []
 
     def watch(what, done, total, loss=None):
-        wanted = {p.requires_grad for p in inputs.model.unet.parameters()}
+        wanted = {p.requires_grad for p in inputs.surrogates[0].model.unet.parameters()}
         if what == "surrogate training":
             trained.append(wanted)
             return
-        assert not any(p.requires_grad for p in parameters(inputs.model))
-        assert all(p.grad is None for p in parameters(inputs.model))
+        assert not any(p.requires_grad for p in parameters(inputs.surrogates[0].model))
+        assert all(p.grad is None for p in parameters(inputs.surrogates[0].model))
 
     inputs.progress = watch
     attack(inputs)
     assert trained[0] == {True}
-    assert all(p.grad is None for p in parameters(inputs.model))
+    assert all(p.grad is None for p in parameters(inputs.surrogates[0].model))
     assert not inputs.photos.requires_grad
 
 
@@ -150,7 +150,9 @@ def test_the_steps_are_sign_steps_up_the_loss(model, inputs_for):
     reports = inputs.progress = Reports()
     protected = attack(inputs)
     expected, losses = inputs.photos, []
-    drawn = [inputs.draws("0 perturb", name, 3, model.timesteps) for name in inputs.names]
+    drawn = [
+        inputs.surrogates[0].draws("0 perturb", name, 3, model.timesteps) for name in inputs.names
+    ]
     objective = Denoising().bind(model, prompt=attack.instance_prompt)
     for step in range(3):
         rows = [
@@ -205,7 +207,9 @@ def test_a_step_ascends_the_mean_loss_of_what_the_transforms_make(model, inputs_
     inputs = inputs_for(attack)
     protected = attack(inputs)
     objective = Denoising().bind(model, prompt=attack.instance_prompt)
-    (draw,) = draw_batches(inputs.draws, "0 perturb", inputs.names, 1, [model.timesteps] * 2)
+    (draw,) = draw_batches(
+        inputs.surrogates[0].draws, "0 perturb", inputs.names, 1, [model.timesteps] * 2
+    )
     key = (inputs.names, inputs.seed, inputs.identity)
     photos = inputs.photos.clone().requires_grad_()
     losses = [
@@ -245,11 +249,11 @@ def test_a_photos_protection_does_not_depend_on_the_other_photos(preset, inputs_
 def test_aspl_puts_the_surrogate_back_after_each_phase(preset, inputs_for, name):
     attack = preset(name)
     inputs = inputs_for(attack)
-    schedule, model = attack.surrogate_schedule, inputs.model
+    schedule, model = attack.surrogate_schedule, inputs.surrogates[0].model
     surrogate = start(
         schedule,
         model,
-        inputs.draws,
+        inputs.surrogates[0].draws,
         clean=inputs.clean_set,
         class_images=inputs.class_images,
         **PROMPTS,
@@ -276,19 +280,19 @@ def test_fsmg_fits_the_surrogate_once_and_keeps_it(inputs_for):
     inputs, reports = inputs_for(schedule), Reports()
     surrogate = start(
         schedule,
-        inputs.model,
-        inputs.draws,
+        inputs.surrogates[0].model,
+        inputs.surrogates[0].draws,
         clean=inputs.clean_set,
         class_images=inputs.class_images,
         **PROMPTS,
     )
-    loaded = weights(inputs.model)
+    loaded = weights(inputs.surrogates[0].model)
     with schedule.attackable(surrogate, 0, reports):
-        fitted = weights(inputs.model)
+        fitted = weights(inputs.surrogates[0].model)
     assert changed(loaded, fitted)
     schedule.follow(surrogate, 0, inputs.names, inputs.photos, reports)
     with schedule.attackable(surrogate, 1, reports):
-        assert not changed(fitted, weights(inputs.model))
+        assert not changed(fitted, weights(inputs.surrogates[0].model))
     assert reports.of("surrogate training") == [1, 2]
 
 
@@ -296,9 +300,9 @@ def test_a_frozen_surrogate_never_moves_and_needs_no_class_images(inputs_for):
     attack = frozen(surrogate_schedule=Frozen(iterations=2))
     inputs, reports = inputs_for(attack), Reports()
     inputs.progress = reports
-    before = weights(inputs.model)
+    before = weights(inputs.surrogates[0].model)
     attack(inputs)
-    assert not changed(before, weights(inputs.model))
+    assert not changed(before, weights(inputs.surrogates[0].model))
     assert reports.of("perturbation") == [1, 2, 3, 4]
     assert not reports.of("surrogate training")
 
@@ -310,7 +314,7 @@ def test_aspl_learns_the_photos_as_they_are_protected_so_far(preset, inputs_for)
         attack = preset("aspl", f"attack.eps={eps}", "attack.step_size=16")
         inputs = inputs_for(attack)
         attack(inputs)
-        ends.append(weights(inputs.model))
+        ends.append(weights(inputs.surrogates[0].model))
     assert changed(*ends)
 
 
@@ -337,7 +341,7 @@ def test_a_killed_attack_goes_on_and_ends_with_the_same_bytes(
     resumed = inputs_for(attack, checkpoint=memory, progress=Reports())
     protected = attack(resumed)
     assert torch.equal(protected, wanted)
-    assert not changed(weights(whole.model), weights(resumed.model))
+    assert not changed(weights(whole.surrogates[0].model), weights(resumed.surrogates[0].model))
     assert resumed.progress.of("perturbation") == redone
     assert not resumed.progress.of("greedy search")
 
@@ -350,7 +354,7 @@ def test_a_killed_fit_goes_on_where_it_was(preset, inputs_for):
         attack(inputs_for(attack, checkpoint=memory, progress=Reports(("surrogate training", 2))))
     resumed = inputs_for(attack, checkpoint=memory, progress=Reports())
     assert torch.equal(attack(resumed), wanted)
-    assert not changed(weights(whole.model), weights(resumed.model))
+    assert not changed(weights(whole.surrogates[0].model), weights(resumed.surrogates[0].model))
     assert resumed.progress.of("surrogate training") == [2]
 
 
@@ -383,7 +387,7 @@ def test_a_broken_weight_is_noticed(preset, inputs_for):
     attack = preset("simac")
     inputs = inputs_for(attack)
     with torch.no_grad():
-        inputs.model.unet.conv_in.weight[0, 0, 0, 0] = float("nan")
+        inputs.surrogates[0].model.unet.conv_in.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"iteration 0, perturbation step 0, photo a.png"):
         attack(inputs)
 
@@ -461,12 +465,12 @@ def test_the_placebo_is_random_signs_times_eps(inputs_for, pictures):
 
 def test_controls_need_no_model(inputs_for):
     def asked():
-        raise AssertionError("a model was asked for")
+        raise AssertionError("class images were asked for")
 
     photos = inputs_for(None).photos
     for attack in (Noise(eps=8), NoAttack()):
         assert not attack.needs_surrogate
-        attack(inputs_for(attack, load_model=asked, load_class_images=asked))
+        attack(inputs_for(attack, surrogates=(), load_class_images=asked))
     assert torch.equal(NoAttack()(inputs_for(None)), photos)
     assert PGD.needs_surrogate
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anticustom import diffusion
-from anticustom.attacks.inputs import AttackInputs
+from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.draws import Draw
 from anticustom.images import read_png, write_png
 from anticustom.surrogates import start
@@ -71,8 +71,7 @@ class Golden:
             photos=photos,
             seed=0,
             clean_set=(names(self.clean), self.clean),
-            draws=draws,
-            load_model=self.model,
+            surrogates=[SurrogateInputs(self.model(), draws)],
             load_class_images=self.class_images,
             progress=progress,
         )
@@ -188,9 +187,12 @@ def test_golden_simac_pgd(golden, file, gradient):
     assert_same_losses(losses, trace["loss"])
     assert_same_images(protected, trace["perturbed"])
     with torch.no_grad():
-        posterior = inputs.model.posterior(golden.adversarial)
+        posterior = inputs.surrogates[0].model.posterior(golden.adversarial)
         objective = attack.loss.bind(
-            inputs.model, prompt=attack.instance_prompt, clean=posterior, start=golden.adversarial
+            inputs.surrogates[0].model,
+            prompt=attack.instance_prompt,
+            clean=posterior,
+            start=golden.adversarial,
         )
         used = ("timesteps", "noise", "posterior", "clean_posterior", "noise")
         first = Draw(*(trace[name][0] for name in used))
@@ -205,7 +207,7 @@ def test_golden_surrogate_training(golden):
     inputs = golden.inputs(golden.adversarial, draws)
     surrogate = start(
         attack.surrogate_schedule,
-        inputs.model,
+        inputs.surrogates[0].model,
         draws,
         instance_prompt=attack.instance_prompt,
         class_prompt=attack.class_prompt,
@@ -218,7 +220,7 @@ def test_golden_surrogate_training(golden):
     weights = {
         f"{part}.{name}": value
         for part in ("unet", "text_encoder")
-        for name, value in getattr(inputs.model, part).named_parameters()
+        for name, value in getattr(inputs.surrogates[0].model, part).named_parameters()
     }
     # a text encoder saved by another version of transformers may carry one more level in its names
     weights |= {name.replace(".text_model.", "."): value for name, value in weights.items()}

@@ -1,0 +1,123 @@
+"""One perturbation against two surrogates of random weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from anticustom.attacks.inputs import SurrogateInputs
+from anticustom.draws import SeededDraws
+from anticustom.ensembles import JointLoss, MeanImage
+
+SHORT = (
+    "attack.steps=2",
+    "attack.surrogate_schedule.iterations=2",
+    "attack.surrogate_schedule.training_steps=1",
+)
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([p.flatten() for p in model.unet.parameters()])
+
+
+@pytest.fixture
+def two(new_model):
+    """Return two surrogates: the random model, and it with other weights and other draws."""
+
+    def make() -> list[SurrogateInputs]:
+        other = new_model()
+        with torch.no_grad():
+            for parameter in other.unet.parameters():
+                parameter.mul_(1.1)
+        return [
+            SurrogateInputs(new_model(), SeededDraws(0, "ann", (4, 8, 8))),
+            SurrogateInputs(other, SeededDraws(0, "ann other", (4, 8, 8))),
+        ]
+
+    return make
+
+
+@pytest.fixture
+def aspl(configured):
+    return configured("attack", "attack=aspl", *SHORT)
+
+
+def test_the_mean_image_is_that_of_separate_perturbations(aspl, inputs_for, two):
+    once = replace(aspl, surrogate_schedule=replace(aspl.surrogate_schedule, iterations=1))
+    alone = [once(inputs_for(once, surrogates=[one])) for one in two()]
+    attack = replace(once, combination=MeanImage())
+    inputs = inputs_for(attack, surrogates=two())
+    assert not torch.equal(*alone)
+    torch.testing.assert_close(attack(inputs), torch.stack(alone).mean(0))
+
+
+def test_each_surrogate_follows_its_own_images_under_the_mean_image(aspl, inputs_for, two):
+    once = replace(aspl, surrogate_schedule=replace(aspl.surrogate_schedule, iterations=1))
+    attack = replace(once, combination=MeanImage())
+    together, alone = two(), two()
+    attack(inputs_for(attack, surrogates=together))
+    for ours, one in zip(together, alone, strict=True):
+        once(inputs_for(once, surrogates=[one]))
+        assert torch.equal(weights(ours.model), weights(one.model))
+
+
+def test_the_joint_loss_is_the_sum_of_both(configured, inputs_for, two):
+    """One step moves by the sign of the sum of the gradients, found by hand."""
+    from anticustom.draws import draw_batches
+    from anticustom.timestep_policies import image_gradient_and_loss
+
+    attack = configured("attack", "attack=advdm", "attack.steps=1")
+    inputs = inputs_for(attack, surrogates=two())
+    gradients = []
+    for one in inputs.surrogates:
+        objective = attack.loss.bind(one.model, prompt=attack.instance_prompt)
+        (draw,) = draw_batches(
+            one.draws, "0 perturb", inputs.names, 1, [one.model.timesteps] * len(inputs.names)
+        )
+        gradients.append(image_gradient_and_loss(objective, inputs.photos, draw)[0])
+    moved = inputs.photos + attack.step_size / 255 * sum(gradients).sign()
+    expected = moved.clamp(0, 1)
+    protected = attack(inputs_for(attack, surrogates=two()))
+    torch.testing.assert_close(protected, expected, atol=1e-6, rtol=0)
+    alone = (inputs.photos + attack.step_size / 255 * gradients[0].sign()).clamp(0, 1)
+    assert not torch.allclose(protected, alone, atol=1e-6)
+
+
+def test_one_surrogate_makes_no_ensemble(aspl, inputs_for):
+    first, second = (
+        replace(aspl, combination=how)(inputs_for(aspl)) for how in (JointLoss(), MeanImage())
+    )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("combination", [JointLoss(), MeanImage()])
+@pytest.mark.parametrize("kill_at", [("surrogate training", 3), ("perturbation", 3)])
+def test_a_killed_ensemble_goes_on_and_ends_with_the_same_bytes(
+    aspl, inputs_for, two, combination, kill_at
+):
+    class Killed(Exception):
+        pass
+
+    class Memory:
+        kept = None
+
+        def due(self):
+            return True
+
+        def save(self, tensors, facts):
+            self.kept = {k: t.clone() for k, t in tensors.items()}, facts
+
+        def load(self):
+            return self.kept
+
+    def killer(what, done, total, loss=None):
+        if (what, done) == kill_at and memory.kept:
+            raise Killed
+
+    attack = replace(aspl, combination=combination)
+    wanted = attack(inputs_for(attack, surrogates=two()))
+    memory = Memory()
+    with pytest.raises(Killed):
+        attack(inputs_for(attack, surrogates=two(), checkpoint=memory, progress=killer))
+    assert memory.kept[1]["iteration"] == 1
+    assert torch.equal(attack(inputs_for(attack, surrogates=two(), checkpoint=memory)), wanted)
