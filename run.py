@@ -2,19 +2,21 @@
 --help` shows the choices.
 """
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> list[Path]:
     # after --help, which needs none of it; libraries are silenced before they are imported
     from experiments.terminal import quiet_libraries
 
     quiet_libraries()
     from experiments.pipeline import run
 
-    run(config)
+    return run(config)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def table(record: Mapping) -> str:
     rows.append(["difference", *map(_signed, changes, keys)])
     blocks = [
         _title(record, f"{record['dataset']} {record['identity']}"),
-        _grid(rows, ["victim", *(_heading(key, record) for key in keys)]),
+        _grid(rows, ["victim", *(heading(key, record) for key in keys)]),
         _prompts(record),
         _perceptibility([record]),
     ]
@@ -50,13 +50,13 @@ def means(records: Sequence[Mapping]) -> str:
     rows = []
     for key in _measured(records):
         cells = [
-            _estimate(
+            estimated(
                 estimate([record["scores"][arm].get(key) for record in records]), key, records
             )
             for arm in ARMS
         ]
         change = estimate([_change(record, key) for record in records])
-        rows.append([_heading(key, records[0]), *cells, _estimate(change, key, records, "+")])
+        rows.append([heading(key, records[0]), *cells, estimated(change, key, records, "+")])
     title = _title(records[0], f"{len(records)} identities of {records[0]['dataset']}")
     blocks = [title, _grid(rows, ["score", *ARMS, "difference"]), _perceptibility(records)]
     return "\n\n".join(blocks) + "\n" + _legend(" [95 % interval]")
@@ -80,7 +80,7 @@ def _measured(records: Sequence[Mapping]) -> list[str]:
     return [key for key in COLUMNS if any(score.get(key) is not None for score in scores)]
 
 
-def _heading(key: str, record: Mapping) -> str:
+def heading(key: str, record: Mapping) -> str:
     backbone = f" {record['scorer']['backbone']}" if key == "ism" else ""
     return f"{COLUMNS[key][0]}{backbone} {'↓' if METRICS[key]['direction'] == 'lower' else '↑'}"
 
@@ -99,7 +99,7 @@ def _signed(value: float | None, key: str) -> str:
     return _number(value, key, "+")
 
 
-def _estimate(of: Estimate, key: str, records: Sequence[Mapping], sign: str = "") -> str:
+def estimated(of: Estimate, key: str, records: Sequence[Mapping], sign: str = "") -> str:
     text = _number(of.mean, key, sign)
     if of.low is not None:
         text += f" [{_number(of.low, key, sign)}, {_number(of.high, key, sign)}]"
@@ -113,7 +113,7 @@ def _prompts(record: Mapping) -> str:
     for before, after in zip(*(record["scores"][arm]["prompts"] for arm in ARMS), strict=True):
         pairs = (f"{_number(before[key], key)} -> {_number(after[key], key)}" for key in keys)
         rows.append([before["prompt"], *pairs])
-    return _grid(rows, ["prompt", *(_heading(key, record) for key in keys)])
+    return _grid(rows, ["prompt", *(heading(key, record) for key in keys)])
 
 
 def _perceptibility(records: Sequence[Mapping]) -> str:
