@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from anticustom import diffusion
@@ -62,8 +63,9 @@ class Bench:
 
     @cached_property
     def customizer(self) -> Any:
-        node = without(self.config.customizer, "base_model", "precision")
-        return instantiate(node, _convert_="object")
+        # resolved before its model is taken out, for its settings follow the model
+        node = OmegaConf.to_container(self.config, resolve=True)["customizer"]
+        return instantiate(without(node, "base_model", "precision"), _convert_="object")
 
     @cached_property
     def class_images(self) -> EncodedPhotos:
