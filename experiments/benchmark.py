@@ -78,7 +78,7 @@ def measure(phase: str, settings: dict) -> dict:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     seconds = timed(call, device, settings["repetitions"])
-    memory = torch.cuda.max_memory_allocated() if device == "cuda" else peak_memory_bytes()
+    memory = peak_memory_bytes()[device]
     return {
         "phase": phase,
         "images": images,
