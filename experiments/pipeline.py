@@ -70,7 +70,7 @@ class Pipeline:
         self.surrogate_model = model_of(config.surrogate_model)
         others = self.config["attack"].get("others", {})  # surrogates of an ensemble
         self.surrogates = {"surrogate_model": self.surrogate_model}
-        self.surrogates |= {name: model_of(node) for name, node in others.items()}
+        self.surrogates |= {f"attack.others.{k}": model_of(node) for k, node in others.items()}
         self.base_model = model_of(config.customizer.base_model)
         purifier = self.config["countermeasure"].get("model")
         self.purifier = model_of(purifier) if purifier else None
@@ -132,10 +132,8 @@ class Pipeline:
 
     def _photo_size(self) -> int:
         size = image_size(self.surrogate_model.folder)
-        _, *others = self.surrogates.items()
-        others = {f"attack.others.{name}": model for name, model in others}
-        others |= {"customizer.base_model": self.base_model, "countermeasure.model": self.purifier}
-        for key, model in others.items():
+        others = {"customizer.base_model": self.base_model, "countermeasure.model": self.purifier}
+        for key, model in (self.surrogates | others).items():
             if model and (other := image_size(model.folder)) != size:
                 raise Refused(
                     f"surrogate_model is made for {size} px and {key} for {other} px: photos are "

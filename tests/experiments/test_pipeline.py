@@ -407,3 +407,28 @@ def test_own_photos_are_not_uploaded(conf, miniature, tmp_path):
     assert composed(conf, *miniature, out).tracker.upload_images is True
     asked = composed(conf, *miniature, out, "tracker.upload_images=false")
     assert asked.tracker.upload_images is False
+
+
+def test_an_ensembles_surrogates_are_loaded_recorded_and_shared(further, random_sd):
+    ensemble = (
+        "+surrogate_model@attack.others.second=tiny",
+        f"attack.others.second.path={random_sd}",
+    )
+    record, new = further("advdm", "attack.steps=2", "attack.step_size=3", *ensemble)
+    assert new["protect"] == 1
+    digests = record["digests"]
+    assert digests["attack.others.second"] == digests["surrogate_model"]
+    alone, new = further("advdm", "attack.steps=2", "attack.step_size=3")
+    assert new["protect"] == 1  # another attack, for the second surrogate's noise counts
+    assert alone["digests"]["protected"] != digests["protected"]
+
+
+def test_an_ensemble_of_other_sizes_is_refused(command, miniature, tmp_path):
+    ended = command(
+        *miniature,
+        "attack=advdm",
+        "+surrogate_model@attack.others.second=tiny",
+        f"output_dir={tmp_path}",
+    )
+    assert ended.status == 1
+    assert "attack.others.second for 128 px" in ended.stderr
