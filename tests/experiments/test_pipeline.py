@@ -431,4 +431,4 @@ def test_an_ensemble_of_other_sizes_is_refused(command, miniature, tmp_path):
         f"output_dir={tmp_path}",
     )
     assert ended.status == 1
-    assert "attack.others.second for 128 px" in ended.stderr
+    assert "attack.others.second for 128 px" in ended.err
