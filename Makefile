@@ -39,7 +39,7 @@ tiny-check: setup  ## Measure the embedded model on its own
 embedded-check: setup  ## Protect and customize twelve embedded people at three budgets (hours; resumable)
 	$(BIN)/python -m experiments.embedded_check
 
-bench: setup  ## Measure the speed and memory of every phase (20 minutes on two cores)
+bench: setup  ## Measure the speed and memory of every phase
 	$(BIN)/python -m experiments.benchmark
 
 clean:  ## Remove what runs wrote (outputs/)

@@ -127,7 +127,7 @@ def train_unet(
     batches = shuffled_batches(
         torch.cat([everyone, *[everyone[:NAMED_PORTRAITS]] * 2]), batch, run.first
     )
-    if device == "cpu":  # where the gradient of the fused attention takes four times as long
+    if device == "cpu":  # where the gradient of the fused attention is slower than plain products
         unet.set_attn_processor(AttnProcessor())
     for step in run:
         chosen = next(batches)
