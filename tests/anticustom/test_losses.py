@@ -101,9 +101,9 @@ def test_batched_gradients_are_those_of_single_images(model, pictures, draw, nam
         objective = bound(LOSSES[name], model, clean[one])
         gradient, loss = image_gradient_and_loss(objective, images[one], draw[one])
         torch.testing.assert_close(loss[0], losses[k])
-        torch.testing.assert_close(
-            gradient[0], together[k], rtol=1e-3, atol=1e-4 * together[k].abs().max().item()
-        )
+        # of the whole gradient: the rounding of single elements follows the processor
+        error = torch.linalg.vector_norm(gradient[0] - together[k])
+        assert error < 1e-4 * torch.linalg.vector_norm(together[k])
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
