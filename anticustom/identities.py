@@ -55,6 +55,20 @@ class Identity:
     set_C: PhotoSet
 
 
+def with_clean_photos(photos: PhotoSet, clean: PhotoSet, count: int) -> PhotoSet:
+    """Return `photos` with the first `count` replaced by the first of `clean`, under their names:
+    what an adversary has who found unprotected photos too (Anti-DreamBooth's uncontrolled setting).
+
+    Raises BadDataset if either set has fewer photos.
+    """
+    if count > min(len(photos.names), len(clean.names)):
+        raise BadDataset(
+            f"clean_photos={count}: there are {len(photos.names)} photos in set B to replace and "
+            f"{len(clean.names)} in set C to take"
+        )
+    return PhotoSet(photos.names, torch.cat([clean.images[:count], photos.images[count:]]))
+
+
 def select(available: Sequence[str], identities: Selection) -> list[str]:
     """Return the first N of `available` for an integer N, or the names listed, in their order.
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from tabulate import tabulate
@@ -25,36 +26,39 @@ from experiments.photocopy_check import (
 
 ROOT = Path(__file__).parents[1]
 EPS = (4, 8, 16)
-# the arguments of the sweeps that every identity goes through
+# the arguments of the sweeps that every identity goes through, those that tell most first
 SWEEPS = (
     ("attack=none", "customizer=dreambooth,lora"),
+    ("attack=noise,aspl,simac", "attack.eps=8"),
     ("attack=none", f"prompts.gallery=[{','.join(PROMPTS)}]"),
-    ("attack=noise,aspl,simac", f"attack.eps={','.join(map(str, EPS))}"),
+    ("attack=aspl,simac", "attack.eps=16"),
+    ("attack=aspl,simac", "attack.eps=4"),
+    ("attack=noise", "attack.eps=4,16"),
 )
 
 
-def run_identity(identity: int, output_dir: Path, log: Path) -> None:
-    """Run all sweeps of an identity on one thread; raises CalledProcessError naming the log."""
+def run_sweep(sweep: Sequence[str], identity: int, output_dir: Path, log: Path) -> None:
+    """Run a sweep of an identity on one thread; raises CalledProcessError naming the log."""
     shared = [f"dataset.identities=[{identity}]", f"output_dir={output_dir}", "tracker=none"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "run.py"), "-m", *shared, *sweep]
     with log.open("a") as file:
-        for sweep in SWEEPS:
-            command = [sys.executable, str(ROOT / "run.py"), "-m", *shared, *sweep]
-            subprocess.run(command, check=True, stdout=file, stderr=file, env=environment, cwd=ROOT)
+        subprocess.run(command, check=True, stdout=file, stderr=file, env=environment, cwd=ROOT)
 
 
 def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None:
-    """Run every identity, `processes` at a time."""
+    """Run every sweep on every identity, `processes` at a time."""
     logs = output_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    pairs = list(product(SWEEPS, identities))
     with ThreadPoolExecutor(processes) as pool:
-        jobs = {
-            number: pool.submit(run_identity, number, output_dir, logs / f"{number}.txt")
-            for number in identities
-        }
-        for done, (number, job) in enumerate(jobs.items(), 1):
+        jobs = [
+            pool.submit(run_sweep, sweep, number, output_dir, logs / f"{number}.txt")
+            for sweep, number in pairs
+        ]
+        for done, ((sweep, number), job) in enumerate(zip(pairs, jobs, strict=True), 1):
             job.result()
-            print(f"identity {number}: all runs done ({done} of {len(jobs)})", flush=True)
+            print(f"{done} of {len(jobs)}: identity {number}, {' '.join(sweep)}", flush=True)
 
 
 class Results:

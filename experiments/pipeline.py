@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from anticustom.diffusion import image_size
-from anticustom.identities import Identity
+from anticustom.identities import Identity, with_clean_photos
 from experiments import records
 from experiments.disk import check_writable
 from experiments.models import Model
@@ -123,6 +123,8 @@ class Pipeline:
     def run(self) -> list[Path]:
         size = self._photo_size()  # looks the models up: what is missing is missed before any work
         identities = [self.dataset.read(name, size) for name in self.identities]
+        for identity in identities:  # refuses too few photos before hours are spent
+            with_clean_photos(identity.set_B, identity.set_C, self.config["clean_photos"])
         paths = [path for identity in identities if (path := self._identity(identity))]
         if paths:
             written = [records.read(path) for path in paths]
@@ -164,6 +166,8 @@ class Pipeline:
             "unprotected": identity.set_B,
             "protected": read_back(identity.set_B, protected.path),
         }
+        mixed = (identity.set_C, config["clean_photos"])
+        arms = {arm: with_clean_photos(photo_set, *mixed) for arm, photo_set in arms.items()}
         counter = (self.countermeasure, self.choices["countermeasure"])
         counter += (without(config["countermeasure"], "model"), self.purifier, config["precision"])
         arms = {
@@ -198,7 +202,7 @@ class Pipeline:
 
     def _facts(self, identity: Identity) -> dict:
         """Return what of a record is known before any score, in the record's order."""
-        uses_loss = self.attack.needs_surrogate
+        config, uses_loss = self.config, self.attack.needs_surrogate
         return {
             "dataset": self.choices["dataset"],
             "identity": identity.name,
@@ -208,9 +212,11 @@ class Pipeline:
             "timestep_policy": self.choices["timestep_policy"] if uses_loss else "none",
             "surrogate_model": self.choices["surrogate_model"],
             "countermeasure": self.choices["countermeasure"],
+            "clean_photos": config["clean_photos"],
+            "adversary": self.choices["adversary"],
             "customizer": self.choices["customizer"],
-            "seed": self.config["seed"],
-            "config": self.config,
+            "seed": config["seed"],
+            "config": config,
             "digests": {
                 **{name: model.digest for name, model in self.surrogates.items()},
                 "base_model": self.base_model.digest,

@@ -42,6 +42,8 @@ REQUIRED = {
     "timestep_policy": "text",
     "surrogate_model": "text",
     "countermeasure": "text",
+    "clean_photos": "count",
+    "adversary": "text",
     "customizer": "text",
     "seed": "count",
     "command": "text",
@@ -84,8 +86,6 @@ def read(path: Path) -> dict:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise RecordError(f"{path}: not a JSON file ({error}); delete it and run again") from None
-    if isinstance(record, dict):  # there are records from before counter-measures
-        record.setdefault("countermeasure", "none")
     _check(record, path)
     return record
 

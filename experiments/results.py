@@ -15,6 +15,7 @@ from experiments.provenance import machine, peak_memory_bytes, versions
 from experiments.scores import Scores
 from experiments.stages import effective
 from experiments.store import Artifact, key_of, safe_name
+from experiments.tables import setting
 from experiments.terminal import say
 from experiments.tracking import Tracker
 
@@ -111,12 +112,11 @@ def _draw(path: Path, record: Mapping, outcome: Outcome, scores: Scores) -> None
     visible = record["perceptibility"]
     psnr = "" if visible["psnr"] is None else f", PSNR {visible['psnr']:.1f} dB"
     attack = f"{record['attack']} at eps {record['eps']:g}"
-    before = "" if record["countermeasure"] == "none" else f" after {record['countermeasure']}"
     base_model = record["config"]["customizer"]["base_model"]["name"]
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_overview(
         path,
-        title=f"{attack} on {record['dataset']} {record['identity']}{before}",
+        title=f"{attack} on {record['dataset']} {record['identity']}{setting(record)}",
         subtitle=f"{record['customizer']} of {base_model}, seed {record['seed']}",
         photos=Row("Photos", scores.photos["B"]),
         protected=Row(

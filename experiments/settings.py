@@ -41,6 +41,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         expected = f"auto, {', '.join(PRECISIONS)}"
         raise Refused(f"precision={config['precision']!r}: expected one of {expected}")
     _check_number("seed", config["seed"], int, 0)
+    _check_number("clean_photos", config["clean_photos"], int, 0)
     _check_number("checkpoint_minutes", config["checkpoint_minutes"], Real, 0)
     _check_number("class_images.count", config["class_images"]["count"], int, 1)
     samplings = {

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -9,34 +10,38 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 KEYS = ("identity_retention", "ism", "ism_failures_as_0", "fdfr", "brisque")
+COLUMNS = [("unprotected", KEYS[0]), *(("protected", key) for key in KEYS)]
 
 
 class SweepTable(Callback):
     """Collects the records of a sweep's jobs and prints their protected victims' scores.
 
-    Jobs that a launcher sends to other processes are not seen; their records are.
+    Of jobs that came to the same records only the first is shown. Jobs that a launcher sends to
+    other processes are not seen; their records are.
     """
 
     def __init__(self) -> None:
-        self.jobs: list[tuple[list[str], list[Mapping]]] = []
+        self.jobs: dict[tuple[Path, ...], tuple[list[str], list[Mapping]]] = {}
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if job_return.status is JobStatus.COMPLETED and job_return.return_value:
             from experiments import records
 
-            read = [records.read(path) for path in job_return.return_value]
-            self.jobs.append((list(job_return.overrides or []), read))
+            paths = tuple(job_return.return_value)
+            read = [records.read(path) for path in paths]
+            self.jobs.setdefault(paths, (list(job_return.overrides or []), read))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if len(self.jobs) > 1:
-            text = f"\n{sweep_table(self.jobs)}\n"
+            text = f"\n{sweep_table(list(self.jobs.values()))}\n"
             encoding = sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding))
 
 
 def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
-    """Return a row for each job (its overrides, its records): what was swept, and the scores of the
-    protected victim, means over identities with their 95 % intervals.
+    """Return a row for each job (its overrides, its records): what was swept, the unprotected
+    victim's retention, and the protected victim's scores, means over identities with their 95 %
+    intervals.
     """
     from tabulate import tabulate
 
@@ -50,14 +55,11 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
     rows = []
     for one, (_, records) in zip(overrides, jobs, strict=True):
         cells = [
-            estimated(
-                estimate([record["scores"]["protected"].get(key) for record in records]),
-                key,
-                records,
-            )
-            for key in KEYS
+            estimated(estimate([r["scores"][arm].get(key) for r in records]), key, records)
+            for arm, key in COLUMNS
         ]
         rows.append([*(one.get(key, "") for key in swept), str(len(records)), *cells])
-    headings = [*swept, "identities", *(heading(key, first[0]) for key in KEYS)]
+    headings = [*swept, "identities", f"unprotected {heading(KEYS[0], first[0])}"]
+    headings += [heading(key, first[0]) for key in KEYS]
     text = tabulate(rows, headings, disable_numparse=True)
-    return f"{text}\nThe protected victim's scores; means over identities [95 % interval]."
+    return f"{text}\nBut for one column the protected victim's scores; means [95 % interval]."

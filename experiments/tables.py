@@ -63,11 +63,22 @@ def means(records: Sequence[Mapping]) -> str:
 
 
 def _title(record: Mapping, subject: str) -> str:
-    before = "" if record["countermeasure"] == "none" else f" after {record['countermeasure']}"
     return (
         f"{record['attack']} at eps {record['eps']:g} on {subject}, victim {record['customizer']}"
-        f"{before} (surrogate {record['surrogate_model']})"
+        f"{setting(record)} (surrogate {record['surrogate_model']})"
     )
+
+
+def setting(record: Mapping) -> str:
+    """Return how the adversary departs from customizing on the protected photos as assumed."""
+    text = ""
+    if record["countermeasure"] != "none":
+        text += f" after {record['countermeasure']}"
+    if record["clean_photos"]:
+        text += f" with {record['clean_photos']} clean photos"
+    if record["adversary"] != "as_assumed":
+        text += f", {record['adversary'].replace('_', ' ')}"
+    return text
 
 
 def _legend(more: str = "") -> str:

@@ -80,7 +80,7 @@ def targets(node: DictConfig) -> Iterator[DictConfig]:
 
 def test_the_groups_are_found():
     groups = {"attack", "loss", "timestep_policy", "surrogate_model", "customizer", "dataset"}
-    assert groups | {"countermeasure"} <= {group for group, _ in OPTIONS}
+    assert groups | {"countermeasure", "adversary", "experiment"} <= {group for group, _ in OPTIONS}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -293,3 +293,52 @@ def test_keys_that_every_run_has(job):
     assert config.attack.precision == config.customizer.precision == "mixed"
     assert job("customizer=lora", "seed=4").customizer.seed == 4
     assert "/" in job("surrogate_model.path=a/b").customizer.base_model.path
+
+
+def customized(config: DictConfig) -> tuple:
+    """Return what the adversary decides: base model, customizer, training prompt, gallery."""
+    customizer = config.customizer
+    return (
+        customizer.base_model.name,
+        customizer._target_,
+        customizer.instance_prompt,
+        tuple(config.gallery.prompts),
+    )
+
+
+@pytest.mark.parametrize(
+    ("adversary", "differs"),
+    [
+        ("as_assumed", (False, False, False, False)),
+        ("other_model", (True, False, False, False)),
+        ("other_customizer", (False, True, False, False)),
+        ("other_term", (False, False, True, True)),
+        ("other_prompts", (False, False, True, True)),
+        ("all_other", (True, True, True, True)),
+    ],
+)
+def test_an_adversary_differs_where_it_says_and_the_attack_stays(job, adversary, differs):
+    assumed, other = job(), job(f"adversary={adversary}")
+    pairs = zip(customized(assumed), customized(other), strict=True)
+    assert tuple(a != b for a, b in pairs) == differs
+    assert (
+        resolved(other).items()
+        >= {key: resolved(assumed)[key] for key in ("attack", "surrogate_model", "prompts")}.items()
+    )
+
+
+def test_the_command_line_wins_over_an_adversary(job):
+    config = job("adversary=all_other", "customizer.instance_prompt=a photo of ohwx person")
+    assert config.customizer.instance_prompt == "a photo of ohwx person"
+    assert "xjy" in config.gallery.prompts[0]
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_sweeps_over_what_exists(job, experiment):
+    config = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
+    assert config.hydra.mode.name == "MULTIRUN"
+    assert "noise" in config.hydra.sweeper.params.attack.split(",")
+    for key, values in config.hydra.sweeper.params.items():
+        for value in str(values).split(","):
+            swept = job(f"experiment={experiment}", f"{key}={value}")
+            assert key in dict(OPTIONS) or str(OmegaConf.select(swept, key)) == value

@@ -6,7 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from anticustom.identities import BadDataset, Folder, PapersTree, PhotoSet, Portraits, select
+from anticustom.identities import (
+    BadDataset,
+    Folder,
+    PapersTree,
+    PhotoSet,
+    Portraits,
+    select,
+    with_clean_photos,
+)
 from anticustom.images import BadPhoto, from_8bit, read_png, to_8bit
 from anticustom.portraits import person, render, shot
 
@@ -66,6 +74,17 @@ def test_digest_depends_on_names_shape_and_8_bit_pixels():
     }
     assert len(others) == 5
     assert digest not in others
+
+
+def test_clean_photos_take_the_first_places():
+    images = torch.arange(6).view(6, 1, 1, 1) / 255
+    photos, clean = PhotoSet(("a", "b", "c"), images[:3]), PhotoSet(("x", "y", "z"), images[3:])
+    mixed = with_clean_photos(photos, clean, 2)
+    assert mixed.names == ("a", "b", "c")
+    assert torch.equal(mixed.images, images[[3, 4, 2]])
+    assert with_clean_photos(photos, clean, 0).digest == photos.digest
+    with pytest.raises(BadDataset, match=r"clean_photos=3: .* 3 photos in set B .* 2 in set C"):
+        with_clean_photos(photos, PhotoSet(("x", "y"), images[:2]), 3)
 
 
 def test_digest_does_not_depend_on_the_layout_in_memory():

@@ -46,6 +46,8 @@ SURFACE = {
     "timestep_policy": str,
     "surrogate_model": str,
     "countermeasure": str,
+    "clean_photos": int,
+    "adversary": str,
     "customizer": str,
     "seed": int,
     "command": str,
@@ -186,6 +188,8 @@ def test_a_run_leaves_a_record(finished):
         "attack": "simac",
         "eps": 8,
         "countermeasure": "none",
+        "clean_photos": 0,
+        "adversary": "as_assumed",
         "customizer": "dreambooth",
     }
     assert {key: record[key] for key in expected} == expected
@@ -271,6 +275,25 @@ def test_a_countermeasure_shares_the_protected_photos(finished, further):
         assert sorted(file.name for file in folder.glob("*.png")) == [f"B{k}.png" for k in range(4)]
     compressed = [np.array_equal(pixels(f / "B0.png"), jpeg(clean / "set_B/B0.png")) for f in made]
     assert sorted(compressed) == [False, True]  # that of the protected photo differs
+
+
+def test_clean_photos_replace_some_of_both_arms(finished, further):
+    record, new = further("noise", "clean_photos=4")
+    # nothing of the protected photos is left, so both arms are the same
+    assert (new["customize"], new["gallery"]) == (1, 1)
+    assert record["clean_photos"] == 4
+    digests = record["digests"]
+    assert digests["gallery_protected"] == digests["gallery_unprotected"]
+    assert digests["gallery_protected"] != finished.record["digests"]["gallery_unprotected"]
+
+
+def test_an_adversary_uses_what_is_already_protected(finished, further):
+    record, new = further("simac", *SIMAC[1:], "adversary=other_term")
+    assert "protect" not in new
+    assert new["customize"] == 2
+    assert record["adversary"] == "other_term"
+    prompts = [row["prompt"] for row in record["scores"]["protected"]["prompts"]]
+    assert all("xjy" in prompt for prompt in prompts)
 
 
 def jpeg(file: Path) -> np.ndarray:

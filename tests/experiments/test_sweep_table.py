@@ -8,7 +8,8 @@ from experiments.sweep_table import sweep_table
 def record(retention, fdfr=0.0):
     scores = {"identity_retention": retention, "ism": 0.5, "ism_failures_as_0": 0.5 * (1 - fdfr)}
     protected = scores | {"fdfr": fdfr, "brisque": 20.0}
-    return {"scorer": {"backbone": "sface"}, "scores": {"protected": protected}}
+    arms = {"protected": protected, "unprotected": protected | {"identity_retention": 0.8}}
+    return {"scorer": {"backbone": "sface"}, "scores": arms}
 
 
 def rows(jobs):
@@ -22,11 +23,11 @@ def test_a_row_for_each_job_says_what_was_swept():
         (["attack=simac", "seed=1", "attack.eps=8"], [record(0.2, 0.25), record(0.4, 0.25)]),
     ]
     heading, _, noise, simac, legend = rows(jobs)
-    assert heading[:3] == ["attack", "identities", "retention ↓"]
+    assert heading[:4] == ["attack", "identities", "unprotected retention ↓", "retention ↓"]
     assert "ISM sface ↓" in heading
-    assert noise[:3] == ["noise", "2", "0.70 [0.70, 0.70]"]
+    assert noise[:4] == ["noise", "2", "0.80 [0.80, 0.80]", "0.70 [0.70, 0.70]"]
     assert simac[:2] == ["simac", "2"]
-    assert simac[2].startswith("0.30 [")
+    assert simac[3].startswith("0.30 [")
     assert "25.0 [25.0, 25.0]" in simac
     assert "95 %" in legend[0]
 

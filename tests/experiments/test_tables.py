@@ -26,6 +26,8 @@ def record(before=0.75, after=0.25, identity="ann", **changes):
         "eps": 8,
         "surrogate_model": "tiny",
         "countermeasure": "none",
+        "clean_photos": 0,
+        "adversary": "as_assumed",
         "customizer": "dreambooth",
         "seed": 0,
         "scorer": {"backbone": "sface"},
@@ -55,11 +57,20 @@ def test_table_shows_both_victims_and_their_difference():
     assert "at most 8 grey levels (eps 8), PSNR 33.1 dB, SSIM 0.900" in text
 
 
-def test_a_countermeasure_is_named():
-    assert "after" not in table(record())
-    countered = record(countermeasure="jpeg75")
-    for text in (table(countered), means([countered, countered])):
-        assert "victim dreambooth after jpeg75 (surrogate tiny)" in text
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, ""),
+        ({"countermeasure": "jpeg75"}, " after jpeg75"),
+        ({"clean_photos": 2}, " with 2 clean photos"),
+        ({"adversary": "other_term"}, ", other term"),
+        ({"countermeasure": "blur", "clean_photos": 1}, " after blur with 1 clean photos"),
+    ],
+)
+def test_what_the_adversary_does_otherwise_is_named(changes, named):
+    other = record(**changes)
+    for text in (table(other), means([other, other])):
+        assert f"victim dreambooth{named} (surrogate tiny)" in text
 
 
 def test_each_prompt_has_its_line_and_nothing_measured_is_a_dash():

@@ -1,0 +1,35 @@
+"""Experiments: sweeps that a name stands for."""
+
+import json
+
+
+def test_an_experiment_is_one_command_and_one_table(command, miniature, tmp_path):
+    fewer = ["hydra.sweeper.params.attack=noise", "hydra.sweeper.params.clean_photos='0,3'"]
+    ended = command(
+        *miniature,
+        "experiment=uncontrolled",
+        *fewer,
+        "dataset.identities=2",
+        "tracker=none",
+        f"output_dir={tmp_path}",
+    )
+    assert ended.status == 0, ended.err
+    table = ended.out[ended.out.index("clean_photos  ") :].splitlines()
+    assert [line.split()[:2] for line in table[2:4]] == [["0", "2"], ["3", "2"]]
+    written = [json.loads(file.read_text()) for file in tmp_path.glob("records/*.json")]
+    assert sorted(record["clean_photos"] for record in written) == [0, 0, 3, 3]
+
+
+def test_what_is_given_beside_an_experiment_is_shown_once(command, miniature, tmp_path):
+    ended = command(
+        *miniature,
+        "experiment=convenient",
+        "hydra.sweeper.params.attack='none,noise'",
+        "attack.eps=4",
+        "attack=noise",
+        "dataset.identities=1",
+        "tracker=none",
+        f"output_dir={tmp_path}",
+    )
+    assert ended.status == 0, ended.err
+    assert len(list(tmp_path.glob("records/*.json"))) == 1
