@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 EPS = (4, 8, 16)
 # the arguments of the sweeps that every identity goes through, those that tell most first
 SWEEPS = (
-    ("attack=none", "customizer=dreambooth,lora"),
-    ("attack=noise,aspl,simac", "attack.eps=8"),
+    ("attack=none,noise,aspl,simac",),  # at eps 8
+    ("attack=none", "customizer=lora"),
     ("attack=none", f"prompts.gallery=[{','.join(PROMPTS)}]"),
     ("attack=aspl,simac", "attack.eps=16"),
     ("attack=aspl,simac", "attack.eps=4"),
