@@ -1,7 +1,8 @@
-"""LoRA: low-rank updates of the attention projections of UNet and text encoder (arXiv
+"""LoRA: low-rank updates of layers of the UNet and of the text encoder's attention (arXiv
 2106.09685).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,8 @@ from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import keyed_generator
 from anticustom.finetuning import FineTuning
 
-TARGETS = {
-    "unet": ["to_q", "to_k", "to_v", "to_out.0"],
-    "text_encoder": ["q_proj", "k_proj", "v_proj", "out_proj"],
-}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # of the UNet
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "kohya_lora_weights.safetensors"
 # what makes diffusers' conversion give Kohya's names: lora_unet_..., lora_te_text_model_...
@@ -26,12 +25,14 @@ KOHYA_PREFIXES = {"unet": "unet", "text_encoder": "lora_te.text_model"}
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
     """Adapters of rank `rank`, with the scaling alpha / rank fixed at 1: some programs that load
-    them assume it.
+    them assume it. `unet_layers` are the ends of the names of the UNet's linear layers and
+    convolutions that get one.
     """
 
     training: FineTuning
     steps: int
     rank: int
+    unet_layers: Sequence[str] = ATTENTION
     instance_prompt: str
     class_prompt: str
     seed: int = 0
@@ -43,7 +44,7 @@ class LoRA:
 
     def customize(self, inputs: CustomizerInputs) -> list[float]:
         """Turn `inputs.model` into the victim; return the losses."""
-        adapters = add_adapters(inputs.model, self.rank, self.seed)
+        adapters = add_adapters(inputs.model, self.unet_layers, self.rank, self.seed)
         return train(
             inputs,
             adapters,
@@ -58,14 +59,14 @@ class LoRA:
         included, and in Kohya's form for other programs.
         """
         from diffusers import StableDiffusionPipeline
-        from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_kohya
+        from diffusers.utils import convert_state_dict_to_kohya
         from peft.utils import get_peft_model_state_dict
 
         states, metadata, kohya = {}, {}, {}
-        for part in TARGETS:
+        for part in ("unet", "text_encoder"):
             network = getattr(model, part)
             adapters = get_peft_model_state_dict(network, save_embedding_layers=False)
-            states[part] = convert_state_dict_to_diffusers(adapters)
+            states[part] = adapters
             metadata[part] = network.peft_config["default"].to_dict()
             kohya |= {f"{KOHYA_PREFIXES[part]}.{name}": w for name, w in adapters.items()}
         StableDiffusionPipeline.save_lora_weights(
@@ -86,21 +87,26 @@ class LoRA:
         pipeline.load_lora_weights(folder, weight_name=FILE)
 
 
-def add_adapters(model: LatentDiffusion, rank: int, seed: int) -> list[nn.Parameter]:
+def add_adapters(
+    model: LatentDiffusion, unet_layers: Sequence[str], rank: int, seed: int
+) -> list[nn.Parameter]:
     """Add untrained adapters to UNet and text encoder, the same ones for the same seed; return
-    their parameters.
+    their parameters. Raises ValueError for a name that no layer of the UNet ends with.
     """
     from peft import LoraConfig  # takes seconds to import
 
     parameters = []
-    for part, targets in TARGETS.items():
+    for layer in unet_layers:
+        if not any(f".{name}".endswith(f".{layer}") for name, _ in model.unet.named_modules()):
+            raise ValueError(f"customizer.unet_layers: the UNet has no layer {layer!r}")
+    for part, targets in {"unet": unet_layers, "text_encoder": TEXT_ATTENTION}.items():
         network = getattr(model, part)
-        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
         for name, parameter in network.named_parameters():
             if "lora_" not in name:
                 continue
             if "lora_A" in name:  # B starts at 0
-                bound = parameter.shape[1] ** -0.5
+                bound = parameter[0].numel() ** -0.5
                 generator = keyed_generator(seed, "lora", part, name)
                 drawn = parameter.new_empty(parameter.shape, device="cpu")
                 parameter.data.copy_(drawn.uniform_(-bound, bound, generator=generator))

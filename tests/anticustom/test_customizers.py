@@ -1,16 +1,18 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from anticustom.customizers import custom_diffusion
 from anticustom.customizers.custom_diffusion import CustomDiffusion
 from anticustom.customizers.dreambooth import DreamBooth
-from anticustom.customizers.lora import FILE, KOHYA_FILE, LoRA, add_adapters
+from anticustom.customizers.lora import ATTENTION, FILE, KOHYA_FILE, LoRA, add_adapters
 from anticustom.customizers.textual_inversion import TextualInversion
 from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
@@ -31,6 +33,8 @@ CUSTOMIZERS = {
     ),
     "custom_diffusion": CustomDiffusion(training=TRAINING, steps=3, **PROMPTS),
 }
+SETTINGS = OmegaConf.load(Path(__file__).parents[2] / "conf/surrogate_model/_embedded.yaml")
+EMBEDDED_LAYERS = list(SETTINGS.training.lora.unet_layers)
 KOHYA_ENDS = ("lora_down.weight", "lora_up.weight", "alpha")
 TRAIN_BOTH_NETWORKS = ["dreambooth", "lora", "custom_diffusion"]
 TOKEN_TABLE = "embeddings.token_embedding.weight"
@@ -150,8 +154,9 @@ def samples_of(pipeline) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("file", [FILE, KOHYA_FILE])
-def test_diffusers_loads_the_lora_files(file, pipeline, inputs_of, tmp_path):
-    customizer, inputs = CUSTOMIZERS["lora"], inputs_of()
+@pytest.mark.parametrize("layers", [ATTENTION, EMBEDDED_LAYERS])
+def test_diffusers_loads_the_lora_files(file, layers, pipeline, inputs_of, tmp_path):
+    customizer, inputs = replace(CUSTOMIZERS["lora"], unet_layers=layers), inputs_of()
     customizer.customize(inputs)
     customizer.save(inputs.model, tmp_path)
     pipeline.load_lora_weights(tmp_path, weight_name=file)
@@ -165,7 +170,9 @@ def test_diffusers_loads_the_lora_files(file, pipeline, inputs_of, tmp_path):
         updates = {name: value for name, value in trained.items() if "lora_B" in name}
         assert updates
         # attention to a single token leaves its queries and keys where they are
-        assert all(v.any() for name, v in updates.items() if "q" not in name and "k" not in name)
+        queries_and_keys = ("to_q", "to_k", "q_proj", "k_proj")
+        moved = [v.any() for n, v in updates.items() if not any(q in n for q in queries_and_keys)]
+        assert all(moved)
         layers = [m for m in getattr(pipeline, part).modules() if hasattr(m, "lora_A")]
         assert len(layers) == len(updates)
         assert {scaling for layer in layers for scaling in layer.scaling.values()} == {1.0}
@@ -208,18 +215,23 @@ def test_the_kohya_file(inputs_of, tmp_path):
     assert all(layer.startswith(("lora_unet_", "lora_te_text_model_encoder_")) for layer in layers)
 
 
+def test_a_layer_that_the_unet_lacks_is_named(new_model):
+    with pytest.raises(ValueError, match=r"customizer\.unet_layers: .* no layer 'to_x'"):
+        add_adapters(new_model(), [*ATTENTION, "to_x"], rank=4, seed=0)
+
+
 def test_untrained_adapters_change_nothing(new_model):
     model, plain = new_model(), samples(new_model())
-    parameters = add_adapters(model, rank=4, seed=0)
+    parameters = add_adapters(model, EMBEDDED_LAYERS, rank=4, seed=0)
     torch.testing.assert_close(samples(model), plain)
     assert not any(parameter.requires_grad for parameter in parameters)
-    assert {4} == {min(parameter.shape) for parameter in parameters}
+    assert all(4 in parameter.shape[:2] for parameter in parameters)
 
 
 def test_adapters_are_those_of_their_seed(new_model):
     def weights(seed):
         torch.manual_seed(torch.seed() % 2**31)  # whatever the global generator does
-        return add_adapters(new_model(), rank=4, seed=seed)
+        return add_adapters(new_model(), ATTENTION, rank=4, seed=seed)
 
     one, same, other = weights(0), weights(0), weights(1)
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
