@@ -36,6 +36,12 @@ class Posterior:
     def __getitem__(self, index) -> "Posterior":
         return Posterior(self.mean[index], self.std[index])
 
+    def repeated(self, times: int) -> "Posterior":
+        """Return the n images' posteriors `times` over: all of them, then all again."""
+        if times == 1:
+            return self
+        return Posterior(*(part.repeat(times, 1, 1, 1) for part in (self.mean, self.std)))
+
 
 @dataclass
 class LatentDiffusion:

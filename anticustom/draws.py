@@ -32,6 +32,12 @@ class Draw:
         return Draw(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
+def joined(draws: Sequence[Draw]) -> Draw:
+    """Return the rows of the first of `draws`, then those of the next."""
+    fields = Draw.__dataclass_fields__
+    return Draw(*(torch.cat([getattr(draw, name) for draw in draws]) for name in fields))
+
+
 # (phase, image name, number of steps, the timesteps to choose from) -> one row per step of that
 # image
 Draws = Callable[[str, str, int, Tensor], Draw]

@@ -15,8 +15,21 @@ from anticustom.diffusion import LatentDiffusion, Posterior
 from anticustom.draws import Draw
 from anticustom.images import read_photo
 
-# (images (n, 3, h, w) in [0, 1], their draw) -> terms, each (n,)
-Objective = Callable[[Tensor, Draw], dict[str, Tensor]]
+# named terms, each (n,)
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss against a surrogate that stands still: of images (n, 3, h, w) in [0, 1] and their
+    draw, or `of_posterior`, what the VAE made of them.
+    """
+
+    model: LatentDiffusion
+    of_posterior: Callable[[Posterior, Draw], Terms]
+
+    def __call__(self, images: Tensor, draw: Draw) -> Terms:
+        return self.of_posterior(self.model.posterior(images), draw)
 
 
 class Loss(Protocol):
@@ -40,11 +53,11 @@ class Denoising:
         with torch.no_grad():
             embeddings = model.text_embeddings([prompt])
 
-        def objective(images: Tensor, draw: Draw) -> dict[str, Tensor]:
-            latents = model.latents(model.posterior(images), draw.posterior)
+        def terms(posterior: Posterior, draw: Draw) -> Terms:
+            latents = model.latents(posterior, draw.posterior)
             return {"denoising": denoising(model, latents, draw, embeddings)}
 
-        return objective
+        return Objective(model, terms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +92,13 @@ class FeatureInterference:
             embeddings = model.text_embeddings([prompt])
             reference = clean if self.reference == "original" else model.posterior(start)
 
-        def objective(images: Tensor, draw: Draw) -> dict[str, Tensor]:
+        def terms(posterior: Posterior, draw: Draw) -> Terms:
+            wanted_of = reference.repeated(len(draw.timesteps) // len(reference.mean))
             with torch.no_grad(), recorded_features(model, self.up_blocks) as wanted:
-                latents = model.latents(reference, draw.clean_posterior)
+                latents = model.latents(wanted_of, draw.clean_posterior)
                 denoising(model, latents, draw, embeddings)
             with recorded_features(model, self.up_blocks) as features:
-                latents = model.latents(model.posterior(images), draw.posterior)
+                latents = model.latents(posterior, draw.posterior)
                 own = denoising(model, latents, draw, embeddings)
             distance = torch.stack(
                 [per_image_mse(f, w) for f, w in zip(features, wanted, strict=True)]
@@ -94,7 +108,7 @@ class FeatureInterference:
                 "feature": self.weight * (distance if self.gradient else distance.detach()),
             }
 
-        return objective
+        return Objective(model, terms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +142,8 @@ class TargetShift:
             image = target_image(self.target, start.shape[-1])[None].to(start.device)
             target = model.latents(model.posterior(image), torch.zeros((), device=start.device))
 
-        def objective(images: Tensor, draw: Draw) -> dict[str, Tensor]:
-            latents = model.latents(model.posterior(images), draw.posterior)
+        def terms(posterior: Posterior, draw: Draw) -> Terms:
+            latents = model.latents(posterior, draw.posterior)
             noisy = model.noisy(latents, draw.noise, draw.timesteps)
             prediction = model.predict(noisy, draw.timesteps, embeddings)
             wanted = model.target(latents, draw.noise, draw.timesteps)
@@ -144,7 +158,7 @@ class TargetShift:
                 "target": -per_image_mse(led, goal),
             }
 
-        return objective
+        return Objective(model, terms)
 
 
 def target_image(file: str | None, size: int) -> Tensor:

@@ -2,7 +2,7 @@
 recombinations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +15,10 @@ from anticustom import surrogates
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.countermeasures import Countermeasure, transformed, transforms_of
 from anticustom.diffusion import Posterior
-from anticustom.draws import Draw, draw_batches
+from anticustom.draws import Draw, draw_batches, joined
 from anticustom.ensembles import Combination, JointLoss
 from anticustom.images import check_eps, project, sign_step
-from anticustom.losses import Loss, Objective
+from anticustom.losses import Loss, Objective, Terms
 from anticustom.surrogates import Surrogate, SurrogateSchedule
 from anticustom.timestep_policies import TimestepPolicy, image_gradient_and_loss
 
@@ -44,6 +44,9 @@ class PGD:
     steps of each of the schedule's iterations. The timestep policy is asked once, with the
     surrogate as it was loaded.
 
+    Each step climbs the mean loss over `draws_per_step` timesteps and noises of each photo, which
+    share one pass of the VAE; the papers' methods draw one.
+
     With `transforms`, names or settings of counter-measures, the steps ascend the expectation over
     transformations: the mean loss of each photo through `transform_samples` of them, drawn anew in
     every step.
@@ -61,6 +64,7 @@ class PGD:
     instance_prompt: str
     class_prompt: str
     precision: str = "float32"
+    draws_per_step: int = 1
     transforms: Sequence[str | Countermeasure] = ()
     transform_samples: int = 1
     combination: Combination = field(default_factory=JointLoss)
@@ -77,11 +81,10 @@ class PGD:
             raise ValueError(f"attack.step_size={self.step_size!r}: expected grey levels above 0")
         if not self.steps >= 1:
             raise ValueError(f"attack.steps={self.steps!r}: expected at least 1")
-        if not isinstance(self.transform_samples, int) or self.transform_samples < 1:
-            raise ValueError(
-                f"attack.transform_samples={self.transform_samples!r}: expected an integer of at "
-                "least 1"
-            )
+        for name in ("draws_per_step", "transform_samples"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"attack.{name}={value!r}: expected an integer of at least 1")
         object.__setattr__(self, "transforms", transforms_of(self.transforms))
 
     def __call__(self, inputs: AttackInputs) -> Tensor:
@@ -147,10 +150,7 @@ class PGD:
     def _ascend(self, inputs, iteration: int, members: Sequence[_Member], images: Tensor) -> Tensor:
         clean = inputs.photos.to(images.device)
         phase, total = f"{iteration} perturb", self.steps * self.surrogate_schedule.iterations
-        draws = [
-            draw_batches(m.surrogate.draws, phase, inputs.names, self.steps, m.allowed)
-            for m in members
-        ]
+        draws = [self._draws(inputs, phase, member) for member in members]
         losses = []
         for step, draw in enumerate(zip(*draws, strict=True)):
             gradient, loss = torch.zeros_like(images), torch.zeros(len(images)).to(images)
@@ -175,19 +175,33 @@ class PGD:
             )
         return images
 
-    def _expected(self, objective: Objective, inputs, phase: str) -> Objective:
-        if not self.transforms:
-            return objective
+    def _draws(self, inputs, phase: str, member: _Member) -> list[Draw]:
+        """Return for each step all rows of its draws: a row for each photo, then the same again."""
+        many = self.draws_per_step
+        draws = draw_batches(
+            member.surrogate.draws, phase, inputs.names, self.steps * many, member.allowed
+        )
+        return [joined(draws[k : k + many]) for k in range(0, len(draws), many)]
+
+    def _expected(
+        self, objective: Objective, inputs, phase: str
+    ) -> Callable[[Tensor, Draw], Terms]:
+        """Return the mean of the objective over the draws of a step and over transformations."""
         key = (inputs.names, inputs.seed, inputs.identity)
 
-        def expected(images: Tensor, draw: Draw) -> dict[str, Tensor]:
+        def over_draws(images: Tensor, draw: Draw) -> Terms:
+            posterior = objective.model.posterior(images).repeated(self.draws_per_step)
+            terms = objective.of_posterior(posterior, draw)
+            return {name: term.view(-1, len(images)).mean(0) for name, term in terms.items()}
+
+        def over_transforms(images: Tensor, draw: Draw) -> Terms:
             samples = [
-                objective(transformed(self.transforms, images, *key, f"{phase} {k}"), draw)
+                over_draws(transformed(self.transforms, images, *key, f"{phase} {k}"), draw)
                 for k in range(self.transform_samples)
             ]
             return {term: sum(one[term] for one in samples) / len(samples) for term in samples[0]}
 
-        return expected
+        return over_transforms if self.transforms else over_draws
 
     def _keep(self, inputs, members: list[_Member], iteration: int, protected: Tensor) -> None:
         """Save a checkpoint, if one is due, from which `iteration` goes on."""

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from anticustom.countermeasures import Blur, Unchanged, transformed
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.finetuning import FineTuning
 from anticustom.images import project, quantize_within, sign_step, write_png
-from anticustom.losses import Denoising
+from anticustom.losses import Denoising, FeatureInterference
 from anticustom.progress import silent
 from anticustom.surrogates import Alternating, FittedFirst, Frozen, start
 from anticustom.timestep_policies import Uniform, image_gradient_and_loss
@@ -220,6 +221,29 @@ def test_a_step_ascends_the_mean_loss_of_what_the_transforms_make(model, inputs_
     gradient = torch.autograd.grad(loss, photos)[0]
     expected = project(sign_step(inputs.photos, gradient, 0.6375), inputs.photos, 8)
     assert ((protected - expected).abs() < 1e-6).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("loss", [Denoising(), FeatureInterference(up_blocks=(2, 3))])
+def test_a_step_ascends_the_mean_loss_over_its_draws(model, inputs_for, loss):
+    attack = frozen(steps=2, draws_per_step=3, loss=loss)
+    inputs = inputs_for(attack)
+    protected = attack(inputs)
+    with torch.no_grad():
+        clean = model.posterior(inputs.photos)
+    objective = loss.bind(model, prompt=attack.instance_prompt, clean=clean, start=inputs.photos)
+    drawn = draw_batches(
+        inputs.surrogates[0].draws, "0 perturb", inputs.names, 6, [model.timesteps] * 2
+    )
+    expected = inputs.photos
+    for step in range(2):
+        gradients = [
+            image_gradient_and_loss(objective, expected, draw)[0]
+            for draw in drawn[3 * step : 3 * step + 3]
+        ]
+        expected = project(sign_step(expected, sum(gradients), 0.6375), inputs.photos, 8)
+    assert ((protected - expected).abs() < 1e-6).float().mean() > 0.99
+    one = replace(attack, draws_per_step=1)(inputs_for(attack))
+    assert ((protected - one).abs() > 1e-3).float().mean() > 0.05
 
 
 def test_transforms_are_drawn_for_each_photo(inputs_for):

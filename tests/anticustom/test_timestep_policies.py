@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from anticustom.diffusion import Posterior
-from anticustom.draws import SeededDraws
+from anticustom.draws import SeededDraws, draw_batches, joined
 from anticustom.images import project, sign_step
 from anticustom.losses import Denoising
 from anticustom.timestep_policies import (
@@ -10,6 +10,7 @@ from anticustom.timestep_policies import (
     Interval,
     Uniform,
     image_gradient_and_loss,
+    latents_gradient,
 )
 
 PROMPT = "a photo of sks person"
@@ -180,6 +181,32 @@ def test_an_images_gradient_is_that_of_its_own_loss(model, pictures):
     pixels = images[0].numel()
     torch.testing.assert_close(gradient.flatten(1).sum(1), scale + 1)
     assert gradient[0].unique().item() == pytest.approx(2 / pixels)
+
+
+def test_a_search_by_latents_leaves_the_vae_out_of_the_scores(pictures):
+    """With a VAE that is the identity, both gradients are the same."""
+    size = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 0.1
+    images = pictures(3, 0)[..., :2, :2]
+    by_image = kept(AdaptiveGreedy(), StandIn(size), images)
+    by_latents = kept(AdaptiveGreedy(gradient="latents"), StandIn(size), images)
+    assert all(torch.equal(a, b) for a, b in zip(by_image, by_latents, strict=True))
+
+
+def test_the_latents_gradient_is_that_of_every_draw(model, pictures):
+    images = pictures(2, 0)
+    objective = Denoising().bind(model, prompt=PROMPT)
+    draws = SeededDraws(0, "ann", model.latent_shape)
+    rows = draw_batches(draws, "x", ("a", "b"), 3, [model.timesteps] * 2)
+    together = latents_gradient(objective, images, joined(rows))
+    assert together.shape == (6, *model.latent_shape)
+    with torch.no_grad():
+        posterior = model.posterior(images)
+    for k, draw in enumerate(rows):
+        mean = posterior.mean.clone().requires_grad_()
+        loss = objective.of_posterior(Posterior(mean, posterior.std), draw)["denoising"].sum()
+        (alone,) = torch.autograd.grad(loss, mean)
+        error = torch.linalg.vector_norm(together[2 * k : 2 * k + 2] - alone)
+        assert error < 1e-4 * torch.linalg.vector_norm(alone)
 
 
 def test_the_search_scores_with_the_denoising_loss(model, pictures):

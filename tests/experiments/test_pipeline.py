@@ -310,6 +310,14 @@ def test_the_stages_key_of_an_attack_without_transforms_is_that_of_one_that_know
     assert effective(with_blur) == with_blur
 
 
+def test_the_stages_key_of_the_papers_methods_knows_no_later_option():
+    plain = {"eps": 8, "timestep_policy": {"keep": 100}}
+    later = {"draws_per_step": 1, "timestep_policy": {"keep": 100, "gradient": "image"}}
+    assert effective(plain | later) == plain
+    faster = {"draws_per_step": 4, "timestep_policy": {"keep": 100, "gradient": "latents"}}
+    assert effective(plain | faster) == plain | faster
+
+
 def test_a_purifier_is_loaded_and_recorded(further):
     record, new = further("none", "countermeasure=purify")
     assert new["countermeasure"] == 1  # both arms hold the same photos
