@@ -1,0 +1,197 @@
+"""What the analyses share: the surrogate and the photos they look at, and their command line."""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from torch import Tensor
+
+from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
+from anticustom.diffusion import LatentDiffusion, image_size
+from anticustom.draws import SeededDraws
+from anticustom.identities import PhotoSet
+from anticustom.images import quantize_within
+from anticustom.progress import Checkpoint, NoCheckpoint, Progress
+from experiments.disk import atomic_write
+from experiments.models import Model
+from experiments.pipeline import build, chosen_device, model_of, without
+from experiments.sampling import sample
+from experiments.terminal import bars, quiet_libraries
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+CONF = Path(__file__).parents[1] / "conf"
+FEW = "class_images.count=8"  # what a short analysis trains surrogates on
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A surrogate model and one person's photos, as a composed configuration names them.
+
+    `photos` is what of set B is looked at, `reference` the clean set A, `words` are overrides of
+    the configuration.
+    """
+
+    words: tuple[str, ...]
+    config: DictConfig
+    model: Model
+    identity: str
+    photos: PhotoSet
+    reference: PhotoSet
+
+    @property
+    def prompt(self) -> str:
+        return self.config.prompts.instance
+
+    def network(self) -> LatentDiffusion:
+        """Return the surrogate as it was loaded: a new one each time, for attacks change theirs."""
+        return self.model.load(self.config.precision, self.config.device)
+
+    def draws(self, network: LatentDiffusion) -> SeededDraws:
+        return SeededDraws(self.config.seed, self.identity, network.latent_shape)
+
+
+def read_subject(
+    words: Sequence[str], *, model: str | None, identity: str, photos: int, seed: int
+) -> Subject:
+    """Compose the configuration with `words` and read the first `photos` of an identity's set B.
+
+    `model` is an embedded model or a folder that takes the place of the configuration's.
+    """
+    config = composed(words)
+    config.seed, config.dataset.identities = seed, [identity]
+    config.surrogate_model.path = model or config.surrogate_model.path
+    source = model_of(config.surrogate_model)
+    reader = build(without(config.dataset, "shard"))  # one identity is read
+    (name,) = reader.names()
+    person = reader.read(name, image_size(source.folder))
+    if not 1 <= photos <= len(person.set_B.names):
+        raise ValueError(f"--photos {photos}: expected 1 to {len(person.set_B.names)}")
+    shown = PhotoSet(person.set_B.names[:photos], person.set_B.images[:photos])
+    return Subject(tuple(words), config, source, name, shown, person.set_A)
+
+
+def composed(words: Sequence[str]) -> DictConfig:
+    """Return the configuration with the overrides `words`, its device and precision chosen."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [FEW, *words])
+    config.device = chosen_device(config.device)
+    if config.precision == "auto":
+        config.precision = "mixed" if config.device.startswith("cuda") else "float32"
+    return config
+
+
+def attacked(
+    subject: Subject,
+    words: Sequence[str],
+    *,
+    progress: Progress,
+    checkpoint: Checkpoint | None = None,
+) -> Tensor:
+    """Return the subject's photos protected by the attack that `words` and the subject's own
+    overrides compose, on the 8-bit grid as their files would hold them.
+    """
+    config = composed([*words, *subject.words])
+    config.surrogate_model.path, config.seed = subject.model.path, subject.config.seed
+    attack = build(config.attack)
+    network = subject.network()
+
+    def class_images() -> tuple[tuple[str, ...], Tensor]:
+        count, prompt = config.class_images.count, config.attack.class_prompt
+        images = sample(
+            network, prompt, config.surrogate_model.gallery, config.seed, count, progress
+        )
+        return tuple(f"{k:04}.png" for k in range(count)), images
+
+    protected = attack(
+        AttackInputs(
+            identity=subject.identity,
+            names=subject.photos.names,
+            photos=subject.photos.images,
+            seed=config.seed,
+            clean_set=(subject.reference.names, subject.reference.images),
+            surrogates=[SurrogateInputs(network, subject.draws(network))],
+            load_class_images=class_images,
+            progress=progress,
+            checkpoint=checkpoint or NoCheckpoint(),
+        )
+    )
+    return quantize_within(protected, subject.photos.images, max(attack.eps, 1))  # "none" has 0
+
+
+def arguments(name: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser of what every analysis is asked, for the command `analyse_<name>`."""
+    parser = argparse.ArgumentParser(
+        f"python -m experiments.analyse_{name}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    model = "embedded model or local diffusers folder, in place of the configuration's"
+    parser.add_argument("--model", help=model)
+    parser.add_argument("--identity", default="0", help="a portrait's number, or a name")
+    parser.add_argument("--photos", type=int, default=2, help="how many of set B")
+    parser.add_argument("--seed", type=int, default=0)
+    folder = Path("outputs/analyses") / name
+    parser.add_argument("--output-dir", type=Path, default=folder)
+    overrides = "of the configuration: surrogate_model=sd21, dataset=vggface2, attack.eps=4"
+    parser.add_argument("overrides", nargs="*", help=overrides)
+    return parser
+
+
+Analysis = Callable[[Subject, argparse.Namespace, Progress], "tuple[DataFrame, Figure]"]
+
+
+def run(
+    parser: argparse.ArgumentParser, analysis: Analysis, words: Sequence[str] | None = None
+) -> None:
+    """Parse the command line `words`, run the analysis, and write its numbers and its figure.
+
+    What cannot be analysed ends the process with one line.
+    """
+    settings = parser.parse_intermixed_args(words)
+    quiet_libraries()
+    try:
+        subject = read_subject(
+            settings.overrides,
+            model=settings.model,
+            identity=settings.identity,
+            photos=settings.photos,
+            seed=settings.seed,
+        )
+        with bars() as progress:
+            table, figure = analysis(subject, settings, progress)
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        for path in write(settings.output_dir, table, figure):
+            print(path)
+    except (ValueError, OSError, HydraException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def write(folder: Path, table: "DataFrame", figure: "Figure") -> tuple[Path, Path]:
+    """Write `numbers.csv` and `figure.png`; return their paths."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    numbers = table.to_csv(index=False, float_format="%.6g").encode()
+    return (
+        atomic_write(folder / "numbers.csv", numbers),
+        atomic_write(folder / "figure.png", png.getvalue()),
+    )
+
+
+def said(subject: Subject) -> str:
+    """Return what a figure says of its subject."""
+    count = len(subject.photos.names)
+    photos = f"{count} photo{'s' if count > 1 else ''} of identity {subject.identity}"
+    return f"{Path(subject.model.path).name}, {photos}, seed {subject.config.seed}"
