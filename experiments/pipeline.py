@@ -20,7 +20,7 @@ from experiments.models import Model
 from experiments.photo_files import read_back
 from experiments.results import ARMS, Outcome, publish
 from experiments.scores import Scores
-from experiments.settings import Refused, check_settings
+from experiments.settings import Refused, check_settings, shard_of
 from experiments.stages import PARTS, Stages
 from experiments.store import Artifact, Store
 from experiments.tables import print_table
@@ -61,7 +61,7 @@ class Pipeline:
             config.precision = "mixed" if self.device.startswith("cuda") else "float32"
         self.config = OmegaConf.to_container(config, resolve=True)
         check_settings(self.config)
-        self.dataset = build(config.dataset)
+        self.dataset = build(without(self.config["dataset"], "shard"))
         self.attack = build(without(self.config["attack"], "others"))
         self.countermeasure = build(without(self.config["countermeasure"], "model"))
         self.customizer = build(without(self.config["customizer"], "base_model", "precision"))
@@ -75,7 +75,7 @@ class Pipeline:
         purifier = self.config["countermeasure"].get("model")
         self.purifier = model_of(purifier) if purifier else None
         self._refuse_what_is_missing()
-        self.identities = self.dataset.names()
+        self.identities = shard_of(self.dataset.names(), self.config["dataset"]["shard"])
         check_writable(self.output_dir)
         self.stages = Stages(
             Store(

@@ -1,6 +1,7 @@
 """What a configuration must satisfy before anything is built from it."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -54,6 +55,18 @@ def check_settings(config: Mapping[str, Any]) -> None:
     prompts = config["gallery"]["prompts"]
     if not isinstance(prompts, list) or not prompts or len(set(prompts)) < len(prompts):
         raise Refused(f"gallery.prompts={prompts!r}: expected a list of different prompts")
+
+
+def shard_of(names: Sequence[str], shard: str | None) -> list[str]:
+    """Return the names that belong to a shard "k/n": every n-th from the k-th, counted from 0; all
+    without one. Raises Refused for anything else.
+    """
+    if shard is None:
+        return list(names)
+    match = re.fullmatch(r"(\d+)/(\d+)", str(shard))
+    if not match or not int(match[1]) < int(match[2]):
+        raise Refused(f"dataset.shard={shard!r}: expected k/n with 0 <= k < n, for example 0/8")
+    return list(names)[int(match[1]) :: int(match[2])]
 
 
 def _check_sampling(key: str, sampling: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ NEEDED = {
     ("dataset", "folder"): ["dataset.root=."],
 }
 # keys that the pipeline keeps for itself
-OWN_KEYS = {"customizer": {"base_model", "precision"}}
+OWN_KEYS = {"customizer": {"base_model", "precision"}, "dataset": {"shard"}}
 # values that differ from the constructor's defaults on purpose
 NOT_THE_DEFAULT = {
     ("tracker", "upload_images"): "decided by the data set where it is null",
@@ -238,6 +238,7 @@ def test_the_papers_numbers(job):
         "instance_prompt": "a photo of sks person",
         "class_prompt": "a photo of person",
         "precision": "auto",
+        "draws_per_step": 1,
         "transforms": [],
         "transform_samples": 1,
         "loss._target_": "anticustom.losses.FeatureInterference",
@@ -251,6 +252,7 @@ def test_the_papers_numbers(job):
         "timestep_policy.margin": 20,
         "timestep_policy.keep": 100,
         "timestep_policy.max_rounds": 50,
+        "timestep_policy.gradient": "image",
         "surrogate_schedule._target_": "anticustom.surrogates.Alternating",
         "surrogate_schedule.iterations": 50,
         "surrogate_schedule.training_steps": 3,
@@ -310,11 +312,9 @@ def customized(config: DictConfig) -> tuple:
     ("adversary", "differs"),
     [
         ("as_assumed", (False, False, False, False)),
-        ("other_model", (True, False, False, False)),
         ("other_customizer", (False, True, False, False)),
         ("other_term", (False, False, True, True)),
         ("other_prompts", (False, False, True, True)),
-        ("all_other", (True, True, True, True)),
     ],
 )
 def test_an_adversary_differs_where_it_says_and_the_attack_stays(job, adversary, differs):
@@ -328,7 +328,7 @@ def test_an_adversary_differs_where_it_says_and_the_attack_stays(job, adversary,
 
 
 def test_the_command_line_wins_over_an_adversary(job):
-    config = job("adversary=all_other", "customizer.instance_prompt=a photo of ohwx person")
+    config = job("adversary=other_term", "customizer.instance_prompt=a photo of ohwx person")
     assert config.customizer.instance_prompt == "a photo of ohwx person"
     assert "xjy" in config.gallery.prompts[0]
 

@@ -15,6 +15,8 @@ REFUSED = {
     "attack.transforms=blur": r"attack\.transforms='blur': expected a list of identity, jpeg,",
     "attack.transform_samples=0": r"attack\.transform_samples=0: expected an integer",
     "attack.steps=many": r"attacks\.pgd\.PGD: .*'str'",
+    "dataset.shard=8/8": r"dataset\.shard='8/8': expected k/n .* 0/8",
+    "dataset.shard=2": r"dataset\.shard=2: expected k/n",
     "clean_photos=5": r"clean_photos=5: there are 4 photos in set B .* 4 in set C",
     "clean_photos=-1": r"clean_photos=-1: expected an integer",
     "dataset.identities=[bob]": r"dataset\.identities: .*'bob'",
