@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PROCESSES ?= 2
+RECORDS ?= outputs/records
 export HF_HUB_OFFLINE ?= 1
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test lint setup tiny tiny-check embedded-check bench clean
+.PHONY: help demo test lint setup tiny tiny-check embedded-check publish leaderboard reproduce bench clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -38,6 +39,15 @@ tiny-check: setup  ## Measure the embedded model on its own
 
 embedded-check: setup  ## Protect and customize twelve embedded people at three budgets (hours; resumable)
 	$(BIN)/python -m experiments.embedded_check
+
+publish: setup  ## Copy records into experiments/records (RECORDS=outputs/records: files, folders, output_dirs)
+	$(BIN)/python -m experiments.publish $(RECORDS)
+
+leaderboard: setup  ## Make experiments/leaderboard from the committed records
+	$(BIN)/python -m experiments.leaderboard
+
+reproduce: setup  ## Run again what the committed records came from, and say which numbers moved (resumable)
+	$(BIN)/python -m experiments.reproduce
 
 bench: setup  ## Measure the speed and memory of every phase
 	$(BIN)/python -m experiments.benchmark

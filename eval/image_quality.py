@@ -71,7 +71,7 @@ class PyIQA:
 
     @property
     def direction(self) -> str:
-        """What the protector wants, as in `eval.gallery.METRICS`: worse images."""
+        """What the protector wants, as in `eval.metrics.METRICS`: worse images."""
         return "higher" if self.metric.lower_better else "lower"
 
     def __call__(self, image: Tensor, reference: Tensor | None = None) -> float:

@@ -34,24 +34,46 @@ def estimate(values: Sequence[float | None], *, seed: int = 0) -> Estimate:
     None (nothing could be measured) is left out, and `n` says how many values remain. Equal values
     have an interval without width, a single value none.
     """
-    present = [float(value) for value in values if value is not None]
-    if not present:
-        return Estimate(mean=None, low=None, high=None, n=0)
-    mean, n = fmean(present), len(present)
-    if n == 1:
-        return Estimate(mean=mean, low=None, high=None, n=1)
-    if np.allclose(present, mean, rtol=1e-9, atol=1e-12):
-        return Estimate(mean=mean, low=mean, high=mean, n=n)
+    return estimates([values], seed=seed)[0]
+
+
+def estimates(samples: Sequence[Sequence[float | None]], *, seed: int = 0) -> list[Estimate]:
+    """Return the `estimate` of every sample; together they take a fraction of the time."""
+    present = [[float(value) for value in values if value is not None] for values in samples]
+    found = [_without_interval(values) for values in present]
+    sizes = {len(values) for values, done in zip(present, found, strict=True) if not done}
+    for n in sorted(sizes):
+        rows = [i for i, done in enumerate(found) if not done and len(present[i]) == n]
+        intervals = _bootstrap(np.array([present[i] for i in rows]), seed)
+        for i, low, high in zip(rows, *intervals, strict=True):
+            found[i] = Estimate(mean=fmean(present[i]), low=float(low), high=float(high), n=n)
+    return found
+
+
+def _without_interval(values: Sequence[float]) -> Estimate | None:
+    """The estimate of a sample that has nothing to draw from; None for all others."""
+    if len(values) < 2:
+        return Estimate(mean=values[0] if values else None, low=None, high=None, n=len(values))
+    mean = fmean(values)
+    if np.allclose(values, mean, rtol=1e-9, atol=1e-12):
+        return Estimate(mean=mean, low=mean, high=mean, n=len(values))
+    return None
+
+
+def _bootstrap(samples: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the BCa intervals of the means of the rows of (samples, n)."""
     from scipy import stats  # takes a second, which a table of one identity need not spend
 
     interval = stats.bootstrap(
-        (np.array(present),),
+        (samples,),
         np.mean,
+        axis=-1,
         confidence_level=CONFIDENCE,
         method="BCa",
+        batch=200,  # resamples at a time: bounds the memory that many samples take
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Estimate(mean=mean, low=float(interval.low), high=float(interval.high), n=n)
+    return interval.low, interval.high
 
 
 def paired_comparison(
@@ -85,3 +107,35 @@ def adjusted_p_values(p_values: Sequence[float]) -> list[float]:
     from scipy import stats
 
     return stats.false_discovery_control(list(p_values)).tolist() if p_values else []
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values adjusted for their number, so that any false rejection among all of them
+    is as rare as the level says (Holm 1979).
+    """
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.take(p_values, order) * factors), 1)
+    return adjusted.tolist()
+
+
+def signed_rank_p_values(differences: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Return the p-value of `paired_comparison` for each row of paired differences, in a fraction
+    of the time for many rows; None where no pair is left.
+    """
+    from scipy import stats
+
+    rows = [[value for value in row if value is not None] for row in differences]
+    # ties and zeros need another null distribution than the others of their length
+    plain = [bool(row) and 0 not in row and len({*map(abs, row)}) == len(row) for row in rows]
+    found: list[float | None] = [None] * len(rows)
+    for n in sorted({len(row) for row, is_plain in zip(rows, plain, strict=True) if is_plain}):
+        alike = [i for i, row in enumerate(rows) if plain[i] and len(row) == n]
+        p_values = stats.wilcoxon(np.array([rows[i] for i in alike]), axis=-1).pvalue
+        for i, p_value in zip(alike, p_values, strict=True):
+            found[i] = float(p_value)
+    for i, row in enumerate(rows):
+        if row and not plain[i]:
+            found[i] = float(stats.wilcoxon(row).pvalue) if any(row) else 1.0
+    return found

@@ -1,4 +1,7 @@
-"""One JSON file per identity and configuration: what was run, where, and how it scored."""
+"""One JSON file per identity and configuration: what was run, where, and how it scored.
+
+`python -m experiments.records import FILE.csv ...` makes records of scores that others measured.
+"""
 
 import json
 import math
@@ -58,6 +61,32 @@ REQUIRED = {
     "scores": {"protected": SCORES, "unprotected": SCORES},
     "perceptibility": {"linf": "number", "psnr": "number?", "ssim": "number?", "images": "rows"},
 }
+# A record of scores that others measured, marked by the key `imported`. It has any of the scores.
+IMPORTED_SCORES = {
+    **{key: kind for key, kind in SCORES.items() if kind != "rows"},
+    "ser_fiq_raw": "number",
+    "ser_fiq_failures_as_0": "number",
+}
+IMPORTED_PERCEPTIBILITY = dict.fromkeys(("linf", "psnr", "ssim", "lpips"), "number")
+IMPORTED = {
+    "schema_version": "count",
+    "imported": {"source": "text", "file": "text", "line": "count"},
+    "dataset": "text",
+    "identity": "text",
+    "attack": "text",
+    "eps": "number",
+    "surrogate_model": "text",
+    "base_model": "text",
+    "countermeasure": "text",
+    "clean_photos": "count",
+    "adversary": "text",
+    "customizer": "text",
+    "seed": "count",
+    "scorer": {"backbone": "text"},
+    "scores": {"protected": "mapping"},
+    "perceptibility": "mapping",
+}
+BESIDE_ISM = ("fdfr", "ism_failures_as_0")
 
 
 class RecordError(ValueError):
@@ -70,23 +99,42 @@ def write(record: Mapping, folder: Path, name: str) -> Path:
     The order of keys is kept, so equal records are equal files.
     """
     path = Path(folder) / f"{name}.json"
-    _check(record, path)
+    check(record, path)
+    _check_finite(record, path, "")
     return atomic_write(path, as_json(record))
 
 
 def as_json(record: Mapping) -> str:
     """The text of a record's file."""
     rounded = {key: item if key == "config" else _rounded(item) for key, item in record.items()}
-    return json.dumps(rounded, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _indented(rounded, "") + "\n"
+
+
+def _indented(value: object, indent: str) -> str:
+    """JSON with a line for each entry, where a row of a table and a list of plain values are one:
+    a fifth smaller than with a line for every number, and read as fast.
+    """
+    inner = indent + "  "
+    if isinstance(value, Mapping) and value:
+        lines = [f"{inner}{_line(k)}: {_indented(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        return "[\n" + ",\n".join(inner + _line(item) for item in value) + f"\n{indent}]"
+    return _line(value)
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def read(path: Path) -> dict:
     """The record in a file; raises RecordError if it is not one of this schema version."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        record = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except ValueError as error:
         raise RecordError(f"{path}: not a JSON file ({error}); delete it and run again") from None
-    _check(record, path)
+    check(record, path)
     return record
 
 
@@ -97,14 +145,47 @@ def read_all(folder: Path) -> list[dict]:
     return [read(path) for path in sorted(Path(folder).rglob("*.json"))]
 
 
-def _check(record: object, path: Path) -> None:
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not finite")
+    return number
+
+
+def check(record: object, path: Path) -> None:
+    """Raise RecordError, whose message begins with `path`, unless all keys are there and of their
+    kind.
+    """
     version = record.get("schema_version") if isinstance(record, Mapping) else None
     if version != SCHEMA_VERSION:
         raise RecordError(
             f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}; run it again"
         )
-    _check_keys(record, REQUIRED, path, "")
-    _check_finite(record, path, "")
+    if "imported" in record:
+        _check_imported(record, path)
+    else:
+        _check_keys(record, REQUIRED, path, "")
+
+
+def _check_imported(record: Mapping, path: Path) -> None:
+    _check_keys(record, IMPORTED, path, "")
+    scores = record["scores"]["protected"]
+    kinds = {"scores.protected": IMPORTED_SCORES, "perceptibility": IMPORTED_PERCEPTIBILITY}
+    for (where, known), given in zip(
+        kinds.items(), (scores, record["perceptibility"]), strict=True
+    ):
+        if unknown := set(given) - set(known):
+            raise RecordError(
+                f"{path}: {where}.{min(unknown)} is no score: expected any of {', '.join(known)}"
+            )
+        _check_keys(given, {key: known[key] for key in given}, path, f"{where}.")
+    if not scores:
+        raise RecordError(f"{path}: scores.protected is empty, expected a score")
+    if "ism" in scores and (missing := [key for key in BESIDE_ISM if key not in scores]):
+        raise RecordError(
+            f"{path}: scores.protected.ism stands without {' and '.join(missing)}, which say what "
+            "became of images without a face"
+        )
 
 
 def _check_keys(values: Mapping, required: Mapping, path: Path, prefix: str) -> None:
@@ -141,3 +222,9 @@ def _rounded(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
     return value
+
+
+if __name__ == "__main__":
+    from experiments.records_import import main
+
+    main()

@@ -13,6 +13,7 @@ from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
 from anticustom.identities import Identity, PhotoSet
 from anticustom.images import write_png, write_protected
+from experiments.attack_settings import in_use
 from experiments.checkpoints import TimedCheckpoint
 from experiments.models import Model
 from experiments.photo_files import photo_files, read_back, read_images
@@ -303,20 +304,11 @@ def slug(text: str) -> str:
 
 def effective(attack: Mapping) -> Mapping:
     """Return the settings of an attack that decide its result: of files the contents, not where
-    they lie; of options beyond the papers' only those in use; the other surrogates of an ensemble
-    are inputs of their own.
+    they lie.
     """
-    unused = ["others"]
-    unused += [] if attack.get("draws_per_step", 1) > 1 else ["draws_per_step"]
-    unused += [] if attack.get("transforms") else ["transforms", "transform_samples"]
-    if not attack.get("others"):
-        unused.append("combination")
-    settings = {key: value for key, value in attack.items() if key not in unused}
+    settings = dict(in_use(attack))
     if "root" in settings:
         settings["root"] = digest_of_folder(Path(settings["root"]))
-    policy = settings.get("timestep_policy", {})
-    if policy.get("gradient") == "image":
-        settings["timestep_policy"] = {k: v for k, v in policy.items() if k != "gradient"}
     loss = settings.get("loss", {})
     if loss.get("target"):
         settings["loss"] = {**loss, "target": digest_of_file(Path(loss["target"]))}

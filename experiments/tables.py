@@ -6,7 +6,7 @@ from statistics import fmean
 
 from tabulate import tabulate
 
-from eval.gallery import METRICS
+from eval.metrics import METRICS
 from eval.statistics import Estimate, estimate
 
 ARMS = ("unprotected", "protected")

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.gallery import METRICS, Scorer, summarize
+from eval.gallery import Scorer, summarize
 from eval.identity import failures_as_0, identity_retention
+from eval.metrics import METRICS
 
 
 def row(prompt, similarity, ser_fiq, brisque):

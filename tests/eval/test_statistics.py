@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from eval.statistics import adjusted_p_values, estimate, paired_comparison
+from eval.statistics import (
+    adjusted_p_values,
+    estimate,
+    estimates,
+    holm,
+    paired_comparison,
+    signed_rank_p_values,
+)
 
 
 def test_interval_of_normal_values():
@@ -62,3 +69,33 @@ def test_adjusted_p_values():
 def test_values_that_differ_by_rounding_alone_have_an_interval_without_width():
     found = estimate([0.3, 0.1 + 0.2, 0.3])
     assert found.low == found.high == pytest.approx(0.3)
+
+
+def test_many_estimates_are_those_of_each_sample():
+    rng = np.random.default_rng(3)
+    samples = [rng.exponential(size=n).tolist() for n in (10, 12, 10, 1)]
+    samples += [[0.2] * 10, [None] * 3, [0.0] * 9 + [1.0]]
+    together = estimates(samples)
+    assert [found.n for found in together] == [10, 12, 10, 1, 10, 0, 10]
+    for sample, found in zip(samples, together, strict=True):
+        alone = estimate(sample)
+        assert found.mean == alone.mean
+        for one, other in ((found.low, alone.low), (found.high, alone.high)):
+            assert one == other or one == pytest.approx(other, abs=2e-3)
+    assert 0 <= together[-1].low < 0.1 < together[-1].high < 1
+
+
+def test_holm_of_known_values():
+    # sorted: 0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 * 1, then monotonic from the smallest up
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_many_signed_rank_tests_are_those_of_each_pair():
+    rng = np.random.default_rng(4)
+    rows = [rng.normal(0.5, 1, n).tolist() for n in (10, 10, 60)]
+    rows += [[0.1, 0.2, -0.1, 0.3], [0.0, 0.1, 0.2], [0.0, 0.0], [None, 0.5, 0.25], []]
+    expected = [paired_comparison(row, [0.0] * len(row)).p_value for row in rows]
+    assert signed_rank_p_values(rows) == pytest.approx(expected)
+    assert signed_rank_p_values([]) == []

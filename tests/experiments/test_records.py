@@ -67,6 +67,37 @@ def test_equal_records_are_equal_files(record, tmp_path):
     assert as_json(record).encode() == first
 
 
+def test_a_row_is_a_line(record, tmp_path):
+    text = write(record, tmp_path, "x").read_text(encoding="utf-8")
+    assert '        {"prompt": "a photo of sks person", "ism": 0.1}\n' in text
+    assert '      "fdfr": 0.25,\n' in text
+
+
+def test_an_imported_record_needs_no_run_but_its_scores(record, tmp_path):
+    kept = ("schema_version", "dataset", "identity", "attack", "eps", "surrogate_model", "seed")
+    kept += ("countermeasure", "clean_photos", "adversary", "customizer", "scorer")
+    imported = {key: record[key] for key in kept} | {"base_model": "sd21"}
+    imported |= {"imported": {"source": "a paper", "file": "x.csv", "line": 2}}
+    imported |= {"scores": {"protected": {"fdfr": 0.5}}, "perceptibility": {"psnr": 30.0}}
+    path = write(imported, tmp_path, "x")
+    assert read(path) == imported
+
+    def refused(message, **changes):
+        path.write_text(json.dumps(imported | changes))
+        with pytest.raises(RecordError, match=message):
+            read(path)
+
+    refused("scores.protected is empty", scores={"protected": {}})
+    refused("scores.protected.fid is no score", scores={"protected": {"fid": 3}})
+    refused("fdfr is 50, expected a fraction", scores={"protected": {"fdfr": 50}})
+    refused("ism stands without fdfr and ism_failures", scores={"protected": {"ism": 0.5}})
+    refused("imported.line is missing", imported={"source": "a paper", "file": "x.csv"})
+    refused("Infinity is not finite", eps=float("inf"))
+    path.write_text(json.dumps(record | {"base_model": "sd21"}).replace('"seed"', '"sed"'))
+    with pytest.raises(RecordError, match="seed is missing"):
+        read(path)
+
+
 def test_all_records_of_a_folder_are_sorted_by_path(record, tmp_path):
     for name in ("b", "a", "sub/c"):
         write(record | {"identity": name}, tmp_path, name)

@@ -1,0 +1,173 @@
+"""What a record was measured under: its setting and its method, told apart from all others."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+
+from experiments.attack_settings import in_use
+
+OWN = "this project"
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Setting:
+    """What the adversary does and how it is scored; all but `eps` and the method.
+
+    `details` is empty where the names say it all, and else lists what differs under equal names.
+    """
+
+    dataset: str
+    customizer: str
+    base_model: str
+    countermeasure: str
+    clean_photos: int
+    adversary: str
+    surrogate_model: str
+    backbone: str
+    source: str = OWN
+    details: str = ""
+
+    @property
+    def title(self) -> str:
+        """One line without data set and customizer, which stand in columns of their own."""
+        words = [f"base model {self.base_model}, surrogate {self.surrogate_model}"]
+        words += [f"after {self.countermeasure}"] if self.countermeasure != "none" else []
+        words += [f"{self.clean_photos} clean photos"] if self.clean_photos else []
+        words += [self.adversary.replace("_", " ")]
+        words += [self.details] if self.details else []
+        words += [f"imported from {self.source}"] if self.source != OWN else []
+        return ", ".join(words)
+
+
+NAMES = tuple(field.name for field in fields(Setting) if field.name != "details")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Configuration:
+    """Where a record belongs: all its seeds and identities have the same one."""
+
+    setting: Setting
+    eps: float
+    method: str
+
+
+def configurations(records: Mapping[str, Mapping]) -> dict[str, Configuration]:
+    """Return the configuration of each named record, in words that tell all of them apart."""
+    alike = defaultdict(list)
+    for name, record in records.items():
+        alike[tuple(names(record).values())].append(name)
+    found = {}
+    for group in alike.values():
+        of_setting = differences([details_of_setting(records[name]) for name in group])
+        methods = defaultdict(list)
+        for name in group:
+            methods[records[name]["attack"]].append(name)
+        of_method = {
+            name: words
+            for members in methods.values()
+            for name, words in zip(
+                members,
+                differences([details_of_method(records[name]) for name in members]),
+                strict=True,
+            )
+        }
+        for name, details in zip(group, of_setting, strict=True):
+            record, more = records[name], of_method[name]
+            found[name] = Configuration(
+                setting=Setting(**names(record), details=details),
+                eps=float(record["eps"]),
+                method=f"{record['attack']} ({more})" if more else record["attack"],
+            )
+    return found
+
+
+def names(record: Mapping) -> dict[str, str | int]:
+    """The names of a record's setting, by the fields of Setting."""
+    special = {
+        "base_model": base_model(record),
+        "backbone": record["scorer"]["backbone"],
+        "source": record["imported"]["source"] if "imported" in record else OWN,
+    }
+    return {key: special[key] if key in special else record[key] for key in NAMES}
+
+
+def base_model(record: Mapping) -> str:
+    if "imported" in record:
+        return record["base_model"]
+    return record["config"]["customizer"]["base_model"]["name"]
+
+
+def details_of_setting(record: Mapping) -> dict:
+    """What decides the numbers besides the names and the method."""
+    if "imported" in record:
+        return {}
+    config, digests = record["config"], record["digests"]
+    parts = {
+        "customizer": _without(config["customizer"], "base_model"),
+        "gallery": config["gallery"],
+        "class_images": config["class_images"],
+        "countermeasure": _without(config["countermeasure"], "model"),
+        "dataset": _without(config["dataset"], "identities", "shard", "root", "name", "hint"),
+        "metrics": config["metrics"],
+        "precision": config["precision"],
+        "weights": {k: digests.get(k) for k in ("base_model", "surrogate_model", "purifier")},
+    }
+    return parts
+
+
+def details_of_method(record: Mapping) -> dict:
+    """The settings of an attack but its budget; the names of its loss and policy before theirs."""
+    if "imported" in record:
+        return {}
+    settings = in_use(record["config"]["attack"])
+    attack = _without(settings, "eps", "loss", "timestep_policy")
+    others = {k: v for k, v in record["digests"].items() if k.startswith("attack.others.")}
+    chosen = {
+        key: {"": record[key], **settings.get(key, {})} for key in ("loss", "timestep_policy")
+    }
+    return chosen | attack | others
+
+
+def differences(details: Sequence[Mapping]) -> list[str]:
+    """What each has that not all have, in words; what differs with its group is left to that."""
+    texts = [json.dumps(one, sort_keys=True) for one in details]
+    different = {text: dict(_flat(json.loads(text))) for text in dict.fromkeys(texts)}
+    keys = dict.fromkeys(key for one in different.values() for key in one)
+    unlike = [key for key in keys if len({one.get(key) for one in different.values()}) > 1]
+    told = [key for key in unlike if not any(key.startswith(f"{other}.") for other in unlike)]
+    if not _tell_apart(told, different.values()) and _tell_apart(unlike, different.values()):
+        told = unlike
+    words = {
+        text: ", ".join(f"{key}={_short(one[key])}" for key in told if key in one)
+        for text, one in different.items()
+    }
+    return [words[text] for text in texts]
+
+
+def _tell_apart(keys: Sequence[str], flat: Iterable[Mapping[str, str]]) -> bool:
+    found = [tuple(one.get(key) for key in keys) for one in flat]
+    return len(set(found)) == len(found)
+
+
+def _short(text: str) -> str:
+    """A value's JSON, or its beginning and a digest: few letters that tell long values apart."""
+    text = text.strip('"')
+    if len(text) <= 32:
+        return text
+    return f"{text[:20].rstrip()}...{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def _flat(value: object, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, item in value.items():
+            yield from _flat(item, ".".join(filter(None, (key, name))))
+    else:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 8 and 8.0 are one setting
+        yield key, json.dumps(value, ensure_ascii=False)
+
+
+def _without(node: Mapping, *keys: str) -> dict:
+    return {key: value for key, value in node.items() if key not in keys}

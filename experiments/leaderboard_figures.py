@@ -1,0 +1,178 @@
+"""The figures of the leaderboard, as SVG: equal rows give equal bytes."""
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.configurations import OWN, Setting
+from experiments.standings import SCORE, Row, is_unprotected
+
+# Okabe and Ito's, which colour-blind people tell apart
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+NOTHING = float("nan")
+MARKERS = "os^Dv<>P*X"
+LABEL = f"{SCORE.replace('_', ' ')} (lower: better protected)"
+STYLE = {
+    "svg.hashsalt": "anticustom",  # else the names of clip paths are random
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e7ec",
+    "axes.axisbelow": True,
+}
+
+
+def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """Return the title and the SVG of each figure by its file name; rows without the ranking
+    score are in none.
+    """
+    shown = [row for row in rows if row.score.mean is not None]
+    settings: dict[Setting, list[Row]] = defaultdict(list)
+    for row in shown:
+        settings[row.configuration.setting].append(row)
+    methods = sorted({row.configuration.method for row in shown})
+    found = {}
+    with matplotlib.rc_context(STYLE):
+        for setting, of in settings.items():
+            if all(is_unprotected(row.configuration) for row in of):
+                continue
+            title = f"{setting.dataset}, {setting.customizer}, {setting.title}"
+            found[f"{_slug(title, found)}.svg"] = (title, _of_setting(of, methods))
+        if any(not is_unprotected(row.configuration) for row in shown):
+            title = f"{SCORE.replace('_', ' ').capitalize()} of every method in every setting"
+            found["settings.svg"] = (title, _heat_map(shown, methods))
+    return found
+
+
+def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
+    """The score against eps, unless there is but one, and against how visible the protection is."""
+    clean = [row for row in rows if is_unprotected(row.configuration)]
+    lines: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row not in clean:
+            lines[row.configuration.method].append(row)
+    budgets = sorted({row.configuration.eps for of in lines.values() for row in of})
+    seen = [_psnr(row) is not None for of in lines.values() for row in of]
+    kinds = ["eps"] * (len(budgets) > 1 or not all(seen)) + ["psnr"] * any(seen)
+    figure = Figure(figsize=(10 if len(kinds) > 1 else 6, 3.8))
+    panels = dict(
+        zip(kinds, figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], strict=True)
+    )
+    for k, (method, of) in enumerate(sorted(lines.items())):
+        place = methods.index(method)
+        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        # side by side, so that intervals do not hide one another
+        shift = 0.03 * budgets[-1] * (k / max(len(lines) - 1, 1) - 0.5)
+        of = sorted(of, key=lambda row: row.configuration.eps)
+        shown = [row for row in of if _psnr(row) is not None]
+        if "eps" in panels:
+            x = [row.configuration.eps + shift for row in of]
+            _points(panels["eps"], x, of, method, style)
+        if "psnr" in panels and shown:
+            _points(panels["psnr"], [_psnr(row) for row in shown], shown, method, style)
+    for axes in panels.values():
+        if clean:
+            most = max(clean, key=lambda row: row.score.n)
+            axes.axhline(most.score.mean, color="#667080", linestyle="--", label="unprotected")
+        axes.locator_params(nbins=6)
+    first = panels[kinds[0]]
+    first.set_ylabel(LABEL)
+    if "eps" in panels:
+        panels["eps"].set(xlabel="eps (grey levels)", xticks=budgets)
+    if "psnr" in panels:
+        panels["psnr"].set_xlabel("PSNR of the protected photos (dB; right: less visible)")
+    handles, labels = first.get_legend_handles_labels()
+    columns = min(len(labels), 4)
+    top = 0.95 - 0.06 * -(-len(labels) // columns)
+    figure.legend(handles, labels, loc="upper center", ncols=columns, frameon=False)
+    figure.subplots_adjust(left=0.7 / figure.get_figwidth(), right=0.98, bottom=0.13, top=top)
+    return _svg(figure)
+
+
+def _psnr(row: Row) -> float | None:
+    return row.scores["psnr"].mean if "psnr" in row.scores else None
+
+
+def _points(
+    axes: Axes, x: Sequence[float], rows: Sequence[Row], method: str, style: Mapping[str, str]
+) -> None:
+    scores = [row.score for row in rows]
+    means = [of.mean for of in scores]
+    # a single identity has no interval, and the mean of a few may lie outside theirs
+    below = [0 if of.low is None else max(of.mean - of.low, 0) for of in scores]
+    above = [0 if of.high is None else max(of.high - of.mean, 0) for of in scores]
+    axes.errorbar(
+        x, means, yerr=[below, above], label=method, capsize=2, markersize=5, linewidth=1.2, **style
+    )
+
+
+def _heat_map(rows: Sequence[Row], methods: Sequence[str]) -> str:
+    """Settings and budgets against methods; empty where nothing was measured."""
+    places = list(dict.fromkeys((row.configuration.setting, row.configuration.eps) for row in rows))
+    scores = {
+        (row.configuration.setting, row.configuration.eps, row.configuration.method): row.score.mean
+        for row in rows
+    }
+    values = [[scores.get((*place, method), NOTHING) for method in methods] for place in places]
+    width, height = 0.6 * len(methods), 0.26 * len(places)  # inches, of the map
+    names = [f"{_short(setting)}, eps {eps:g}" for setting, eps in places]
+    left, below, above = 0.3 + 0.06 * max(map(len, names)), 0.2, 1.1
+    figure = Figure(figsize=(left + width + 1, below + height + above))
+    size = (figure.get_figwidth(), figure.get_figheight())
+    axes = figure.add_axes(
+        (left / size[0], below / size[1], width / size[0], height / size[1]), frame_on=False
+    )
+    bar = figure.add_axes(
+        ((left + width + 0.3) / size[0], below / size[1], 0.14 / size[0], height / size[1])
+    )
+    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for i, line in enumerate(values):
+        for j, value in enumerate(line):
+            if value is not NOTHING:
+                ink = "black" if value > 0.5 else "white"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+    axes.grid(False)
+    axes.tick_params(length=0, labelsize=7)
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(len(methods)), methods, rotation=40, ha="left")
+    axes.set_yticks(range(len(places)), names)
+    figure.colorbar(image, cax=bar)
+    return _svg(figure)
+
+
+def _short(setting: Setting) -> str:
+    """What is not as an attack assumes, in a line."""
+    words = [setting.dataset, setting.customizer]
+    unlike = setting.base_model != setting.surrogate_model
+    words += [
+        f"{setting.surrogate_model} to {setting.base_model}" if unlike else setting.base_model
+    ]
+    words += [setting.countermeasure] if setting.countermeasure != "none" else []
+    words += [f"{setting.clean_photos} clean"] if setting.clean_photos else []
+    words += [setting.adversary.replace("_", " ")] if setting.adversary != "as_assumed" else []
+    words += [setting.details] if setting.details else []
+    words += [setting.source] if setting.source != OWN else []
+    line = ", ".join(words)
+    return line if len(line) <= 72 else f"{line[:70]}..."
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, dpi=72)
+    return re.sub(r"[ \t]+\n", "\n", file.getvalue())
+
+
+def _slug(title: str, taken: Mapping[str, object]) -> str:
+    short = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80].rstrip("-")
+    n, name = 1, short
+    while f"{name}.svg" in taken:
+        n, name = n + 1, f"{short}-{n + 1}"
+    return name

@@ -1,0 +1,181 @@
+"""Scores that others measured, one line of a CSV file per identity, as records marked imported."""
+
+import argparse
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments import records
+from experiments.store import key_of, safe_name
+
+SETTINGS = {
+    "dataset": "text",
+    "customizer": "text",
+    "base_model": "text",
+    "surrogate_model": "text",
+    "backbone": "text",
+    "countermeasure": "text",
+    "clean_photos": "count",
+    "adversary": "text",
+    "seed": "count",
+}
+DEFAULTS = {"countermeasure": "none", "clean_photos": 0, "adversary": "as_assumed", "seed": 0}
+# what a line says of itself: words of the command line and kinds of the values
+LINE = {"method": "text", "budget": "number", "identity": "text"}
+SCORES = {key: kind.rstrip("?") for key, kind in records.IMPORTED_SCORES.items()}
+KINDS = {**LINE, **SETTINGS, **SCORES, **records.IMPORTED_PERCEPTIBILITY}
+
+
+class ImportRefused(ValueError):
+    """A table that cannot be imported; the message names file, line and column."""
+
+
+def imported(
+    file: Path, columns: Mapping[str, str], settings: Mapping[str, str], source: str
+) -> dict[str, dict]:
+    """Return the records of a CSV file by their names; raises ImportRefused.
+
+    `columns` maps a name of KINDS to the heading of its column, `settings` those of SETTINGS that
+    are the same in every line. `source` says where the scores were published. An empty cell is a
+    score that was not measured.
+    """
+    fixed = {key: _parsed(text, key, f"--settings {key}") for key, text in settings.items()}
+    _refuse_incomplete(columns, settings)
+    found: dict[str, dict] = {}
+    with Path(file).open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        for key, heading in columns.items():
+            if heading not in (reader.fieldnames or []):
+                there = ", ".join(reader.fieldnames or ["nothing"])
+                raise ImportRefused(
+                    f"{file}: line 1: no column {heading!r} for {key}; it has {there}"
+                )
+        for row in reader:
+            where = f"{file}: line {reader.line_num}"
+            values = DEFAULTS | fixed
+            for key, heading in columns.items():
+                text = (row[heading] or "").strip()
+                if text or key in LINE or key in SETTINGS:
+                    values[key] = _parsed(text, key, f"{where}: column {heading!r}")
+            origin = {"source": source, "file": Path(file).name, "line": reader.line_num}
+            record = _record(values, origin)
+            name = _name(record)
+            if name in found:
+                other = found[name]["imported"]["line"]
+                raise ImportRefused(
+                    f"{where}: column {columns['identity']!r}: method, budget, identity and seed "
+                    f"of line {other} again; put different seeds into a column"
+                )
+            try:
+                records.check(record, Path(where))
+            except records.RecordError as error:
+                raise ImportRefused(str(error)) from None
+            found[name] = record
+    if not found:
+        raise ImportRefused(f"{file}: line 2: no line below the headings")
+    return found
+
+
+def _refuse_incomplete(columns: Mapping[str, str], settings: Mapping[str, str]) -> None:
+    known = {"--columns": (columns, KINDS), "--settings": (settings, SETTINGS)}
+    for option, (given, allowed) in known.items():
+        if unknown := [key for key in given if key not in allowed]:
+            raise ImportRefused(
+                f"{option} {unknown[0]}=...: unknown, expected any of {', '.join(allowed)}"
+            )
+    for key in (*LINE, *SETTINGS):
+        if key not in columns and key not in settings and key not in DEFAULTS:
+            more = "" if key in LINE else f", or --settings {key}=... for all lines"
+            raise ImportRefused(f"{key} is missing: name its column in --columns {key}=...{more}")
+    if not any(key in columns for key in SCORES):
+        raise ImportRefused(f"--columns names no score: add any of {', '.join(SCORES)}")
+
+
+def _parsed(text: str, key: str, where: str) -> str | float:
+    kind = KINDS[key]
+    if kind == "text":
+        value: str | float = text
+        fits = bool(text)
+    else:
+        try:
+            value = int(text) if kind == "count" else float(text)
+        except ValueError:
+            fits = False
+        else:
+            fits = records.KINDS[kind](value) and abs(value) < float("inf")
+            fits = fits and (value >= 0 or key not in ("budget", "seed", "clean_photos"))
+    if not fits:
+        more = {"fraction": " from 0 to 1 (25 % is 0.25)", "cosine": " from -1 to 1"}
+        more["text"] = ", which may not be empty"
+        raise ImportRefused(f"{where} is {text!r}, expected a {kind}{more.get(kind, '')}")
+    return value
+
+
+def _record(values: Mapping[str, str | float], origin: Mapping) -> dict:
+    names = [key for key in SETTINGS if key not in ("backbone", "seed")]
+    return {
+        "schema_version": records.SCHEMA_VERSION,
+        "imported": origin,
+        "identity": values["identity"],
+        "attack": values["method"],
+        "eps": values["budget"],
+        **{key: values[key] for key in names},
+        "seed": values["seed"],
+        "scorer": {"backbone": values["backbone"]},
+        "scores": {"protected": {key: values[key] for key in SCORES if key in values}},
+        "perceptibility": {
+            key: values[key] for key in records.IMPORTED_PERCEPTIBILITY if key in values
+        },
+    }
+
+
+def _name(record: Mapping) -> str:
+    """One name for what was scored, so that a corrected file replaces its records."""
+    unlike = ("imported", "scores", "perceptibility")
+    what = {key: value for key, value in record.items() if key not in unlike}
+    key = key_of(
+        "imported", records.SCHEMA_VERSION, what | {"source": record["imported"]["source"]}
+    )
+    parts = ("imported", record["dataset"], record["identity"], record["attack"], key)
+    return safe_name("_".join(parts))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.records", description=__doc__, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("import", help=__doc__, description=__doc__)
+    command.add_argument("file", type=Path, metavar="FILE.csv")
+    command.add_argument(
+        "--columns",
+        nargs="+",
+        required=True,
+        metavar="NAME=HEADING",
+        help=f"the column of each of {', '.join(KINDS)}; budget in grey levels",
+    )
+    command.add_argument(
+        "--settings",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"what is the same in all lines, of {', '.join(SETTINGS)}",
+    )
+    command.add_argument("--source", required=True, help="where the scores were published")
+    command.add_argument("--output-dir", type=Path, default=Path("outputs"))
+    asked = parser.parse_args(arguments)
+    folder = asked.output_dir / "records"
+    try:
+        found = imported(asked.file, _pairs(asked.columns), _pairs(asked.settings), asked.source)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    for name, record in found.items():
+        records.write(record, folder, name)
+    print(f"{len(found)} records in {folder}")
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    if wrong := [word for word in words if "=" not in word]:
+        raise ImportRefused(f"{wrong[0]}: expected NAME=VALUE")
+    return dict(word.split("=", 1) for word in words)

@@ -1,0 +1,152 @@
+"""Runs again what the committed records came from, and says which numbers moved.
+
+`python -m experiments.reproduce` works in a folder of its own. Killed, it goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from eval.metrics import METRICS
+from experiments import records
+from experiments.configurations import details_of_method, details_of_setting, names
+from experiments.leaderboard import RECORDS, read
+
+ROOT = Path(__file__).parents[1]
+ELSEWHERE = ("output_dir", "tracker", "force")  # arguments that do not decide a number
+
+
+@dataclass(frozen=True)
+class Number:
+    """A score of a record, as committed and as it came again (None: it had no value)."""
+
+    record: str
+    score: str
+    committed: float | None
+    again: float | None
+
+    @property
+    def difference(self) -> float | None:
+        known = self.committed is not None and self.again is not None
+        return self.again - self.committed if known else None
+
+
+def commands(found: Mapping[str, Mapping]) -> list[tuple[str, int]]:
+    """The different commands that made records, each with its number of threads, which sums of
+    floats depend on; imported records have none.
+    """
+    own = [record for record in found.values() if "imported" not in record]
+    threads = [record["machine"].get("torch_threads") or 1 for record in own]
+    made = [record["command"] for record in own]
+    return list(dict.fromkeys(zip(made, threads, strict=True)))
+
+
+def arguments_of(command: str, output_dir: Path) -> list[str]:
+    """The arguments of a command of run.py, sent to another folder."""
+    words = shlex.split(command)[2:]
+    kept = [word for word in words if word.split("=")[0] not in ELSEWHERE]
+    return [*kept, f"output_dir={output_dir}", "tracker=none"]
+
+
+def run(command: str, threads: int, output_dir: Path, log: Path) -> bool:
+    """Run a record's command again; return whether it succeeded."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    words = [sys.executable, "run.py", *arguments_of(command, output_dir)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        ended = subprocess.run(words, stdout=file, stderr=file, env=environment, cwd=ROOT)
+    return ended.returncode == 0
+
+
+def compared(
+    committed: Mapping[str, Mapping], again: Mapping[str, Mapping]
+) -> tuple[list[Number], list[str]]:
+    """Every number of the committed records beside the one that came again, and the names of the
+    records that did not come again.
+    """
+    by_key = {key_of(record): record for record in again.values()}
+    numbers, missing = [], []
+    for name, record in committed.items():
+        if "imported" in record:
+            continue
+        if other := by_key.get(key_of(record)):
+            now = dict(scores(other))
+            numbers += [
+                Number(name, score, value, now.get(score)) for score, value in scores(record)
+            ]
+        else:
+            missing.append(name)
+    return numbers, missing
+
+
+def key_of(record: Mapping) -> str:
+    """What a record is of. No digest of what runs made or used is in it: those may move too."""
+    setting = {k: v for k, v in details_of_setting(record).items() if k != "weights"}
+    method = {
+        k: v for k, v in details_of_method(record).items() if not k.startswith("attack.others.")
+    }
+    which = {key: record[key] for key in ("attack", "eps", "identity", "seed")}
+    return json.dumps([names(record), which, setting, method], sort_keys=True)
+
+
+def scores(record: Mapping) -> Iterator[tuple[str, float | None]]:
+    parts = {**record["scores"], "photos": record["perceptibility"]}
+    for part, of in parts.items():
+        for metric in METRICS:
+            if metric in of:
+                yield f"{part} {metric}", of[metric]
+
+
+def report(numbers: Sequence[Number], missing: Sequence[str]) -> str:
+    moved = [number for number in numbers if number.committed != number.again]
+    blocks = []
+    if moved:
+        rows = [
+            [n.record, n.score, *map(_text, (n.committed, n.again)), _text(n.difference, "+")]
+            for n in moved
+        ]
+        headings = ["record", "score", "committed", "again", "difference"]
+        blocks.append(tabulate(rows, headings, disable_numparse=True))
+        steps = [abs(number.difference) for number in moved if number.difference is not None]
+        blocks.append(f"largest absolute difference: {max(steps, default=0):.6g}")
+    blocks += [f"did not come again: {name}" for name in missing]
+    blocks.append(f"{len(numbers) - len(moved)} of {len(numbers)} numbers are the same")
+    return "\n".join(blocks)
+
+
+def _text(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.6g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/reproduce"))
+    asked = parser.parse_args(arguments)
+    folder = asked.output_dir.absolute()
+    try:
+        committed, _ = read(asked.records)
+        wanted = commands(committed)
+        for k, (command, threads) in enumerate(wanted, 1):
+            print(f"{k} of {len(wanted)}: {command}", flush=True)
+            log = folder / "logs" / f"reproduce-{k}.txt"
+            if not run(command, threads, folder, log):
+                print(f"  failed: see {log}", flush=True)
+        again, _ = read(folder / "records")
+    except records.RecordError as error:
+        sys.exit(f"error: {error}")
+    numbers, missing = compared(committed, again)
+    print(report(numbers, missing))
+    sys.exit(1 if missing else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+from experiments.configurations import configurations
+
+
+def of(records):
+    return configurations({str(i): record for i, record in enumerate(records)})
+
+
+def test_seeds_and_identities_share_a_configuration(made_up):
+    found = of([made_up(), made_up(seed=1), made_up(identity="7"), made_up(command="x")])
+    assert len(set(found.values())) == 1
+    assert found["0"].method == "simac"
+    assert found["0"].setting.details == ""
+    assert found["0"].eps == 8
+
+
+def test_names_tell_settings_apart(made_up):
+    lora = made_up(customizer="lora")
+    jpeg = made_up(countermeasure="jpeg75", clean_photos=1, adversary="other_term")
+    facenet = made_up(scorer={"backbone": "facenet"})
+    found = of([made_up(), lora, jpeg, facenet, made_up(eps=4)])
+    assert len(set(found.values())) == 5
+    assert not any(one.setting.details for one in found.values())
+    assert "after jpeg75, 1 clean photos, other term" in found["2"].setting.title
+
+
+def test_settings_under_equal_names_are_told_apart_by_what_differs(made_up):
+    other = {"gallery": {"prompts": ["a photo"], "guidance_scale": 5}}
+    longer = {"attack": {"_target_": "anticustom.attacks.pgd.PGD", "steps": 12}}
+    found = of([made_up(), made_up(config=other), made_up(config=longer), made_up(attack="aspl")])
+    assert found["0"].setting.details == "gallery.guidance_scale=7.5"
+    assert found["1"].setting.details == "gallery.guidance_scale=5"
+    assert found["0"].method == "simac (steps=6)"
+    assert found["2"].method == "simac (steps=12)"
+    assert found["3"].method == "aspl"
+
+
+def test_a_loss_is_told_by_its_name(made_up):
+    config = {
+        "attack": {"_target_": "anticustom.attacks.pgd.PGD", "loss": {"_target_": "a", "w": 1}}
+    }
+    plain = {"attack": {"_target_": "anticustom.attacks.pgd.PGD", "loss": {"_target_": "b"}}}
+    found = of([made_up(config=config), made_up(loss="denoising", config=plain)])
+    assert [one.method for one in found.values()] == [
+        "simac (loss=feature_interference)",
+        "simac (loss=denoising)",
+    ]
+
+
+def test_other_weights_are_another_setting(made_up):
+    other = made_up(digests={"base_model": "cd", "surrogate_model": "ab"})
+    details = [one.setting.details for one in of([made_up(), other]).values()]
+    assert details == ["weights.base_model=ab", "weights.base_model=cd"]
+
+
+def test_equal_numbers_are_equal_and_long_values_are_short(made_up):
+    whole = {"gallery": {"prompts": ["a photo"], "guidance_scale": 5.0}}
+    same = {"gallery": {"prompts": ["a photo"], "guidance_scale": 5}}
+    long = {"gallery": {"prompts": ["a photo of sks person " * 5], "guidance_scale": 5}}
+    found = of([made_up(config=whole), made_up(config=same), made_up(config=long)])
+    assert found["0"] == found["1"] != found["2"]
+    assert len(found["2"].setting.details) < 60
+
+
+def test_an_option_that_came_later_and_is_not_in_use_tells_nothing_apart(made_up):
+    attack = {"_target_": "anticustom.attacks.pgd.PGD", "steps": 6}
+    later = {"attack": attack | {"draws_per_step": 1, "transforms": [], "transform_samples": 1}}
+    used = {"attack": attack | {"draws_per_step": 4, "transforms": [], "transform_samples": 1}}
+    found = of([made_up(config={"attack": attack}), made_up(config=later), made_up(config=used)])
+    assert found["0"] == found["1"]
+    assert found["2"].method == "simac (draws_per_step=4)"

@@ -1,0 +1,89 @@
+import pytest
+
+from experiments import records
+from experiments.records_import import ImportRefused, imported, main
+
+COLUMNS = {
+    "method": "Method",
+    "budget": "Eps",
+    "identity": "Person",
+    "ism": "ISM",
+    "ism_failures_as_0": "ISM0",
+    "fdfr": "FDFR",
+    "psnr": "PSNR",
+}
+SETTINGS = {
+    "dataset": "vggface2",
+    "customizer": "dreambooth",
+    "base_model": "sd21",
+    "surrogate_model": "sd21",
+    "backbone": "arcface",
+}
+HEAD = "Method,Eps,Person,ISM,ISM0,FDFR,PSNR\n"
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(lines, head=HEAD):
+        path = tmp_path / "theirs.csv"
+        path.write_text(head + lines)
+        return path
+
+    return write
+
+
+def test_lines_become_records_that_are_marked_and_read_back(table, tmp_path, capsys):
+    path = table("simac,8,n000050,0.25,0.2,0.2,31.5\nnoise,8,n000050,0.6,0.6,0,\n")
+    arguments = ["import", str(path), "--columns", *(f"{k}={v}" for k, v in COLUMNS.items())]
+    arguments += ["--settings", *(f"{k}={v}" for k, v in SETTINGS.items())]
+    main([*arguments, "--source", "A et al. 2025", "--output-dir", str(tmp_path)])
+    assert "2 records" in capsys.readouterr().out
+    first, second = sorted(records.read_all(tmp_path / "records"), key=lambda r: -len(r["attack"]))
+    assert first["imported"] == {"source": "A et al. 2025", "file": "theirs.csv", "line": 3}
+    assert second["scores"] == {"protected": {"ism": 0.25, "ism_failures_as_0": 0.2, "fdfr": 0.2}}
+    assert second["perceptibility"] == {"psnr": 31.5}
+    assert first["perceptibility"] == {}
+    assert (second["attack"], second["eps"], second["adversary"]) == ("simac", 8, "as_assumed")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("simac,8,1,0.3,0.2,25,31\n", "line 2: column 'FDFR' is '25', expected a fraction from 0"),
+        ("simac,8,1,0.3,0.2,0,31\nsimac,x,2,0,0,0,1\n", "line 3: column 'Eps' is 'x', expected a"),
+        ("simac,8,,0.3,0.2,0,31\n", "line 2: column 'Person' is '', expected a text"),
+        ("simac,-8,1,0.3,0.2,0,31\n", "line 2: column 'Eps' is '-8'"),
+        ("simac,8,1,nan,0.2,0,31\n", "line 2: column 'ISM' is 'nan', expected a cosine"),
+        ("simac,8,1,0.3,,0,31\n", "line 2: scores.protected.ism stands without ism_failures_as_0"),
+        ("simac,8,1,,,,31\n", "line 2: scores.protected is empty"),
+        ("simac,8\n", "line 2: column 'Person' is ''"),
+        ("a,8,1,0,0,0,1\na,8,1,0,0,0,1\n", "line 3: column 'Person': method, budget, identity"),
+        ("", "line 2: no line below the headings"),
+    ],
+)
+def test_errors_name_file_line_and_column(table, lines, message):
+    path = table(lines)
+    with pytest.raises(ImportRefused) as caught:
+        imported(path, COLUMNS, SETTINGS, "them")
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_unknown_and_missing_names_are_refused(table):
+    path = table("simac,8,1,0.3,0.2,0,31\n")
+    for columns, settings, message in [
+        (COLUMNS | {"fid": "FID"}, SETTINGS, "--columns fid=...: unknown"),
+        (COLUMNS | {"fdfr": "Failures"}, SETTINGS, "line 1: no column 'Failures' for fdfr"),
+        (COLUMNS, {"dataset": "vggface2"}, "customizer is missing: name its column"),
+        (COLUMNS, SETTINGS | {"seed": "one"}, "--settings seed is 'one', expected a count"),
+        ({k: COLUMNS[k] for k in ("method", "budget", "identity")}, SETTINGS, "names no score"),
+    ]:
+        with pytest.raises(ImportRefused, match=message.replace(".", r"\.")):
+            imported(path, columns, settings, "them")
+
+
+def test_a_setting_may_be_a_column(table):
+    path = table("simac,8,1,0.1,lora\nsimac,8,1,0.2,dreambooth\n", "Method,Eps,Person,FDFR,How\n")
+    columns = {k: COLUMNS[k] for k in ("method", "budget", "identity", "fdfr")}
+    settings = {key: value for key, value in SETTINGS.items() if key != "customizer"}
+    found = imported(path, columns | {"customizer": "How"}, settings, "them")
+    assert [record["customizer"] for record in found.values()] == ["lora", "dreambooth"]

@@ -1,0 +1,77 @@
+import pytest
+
+from experiments import records, reproduce
+from experiments.reproduce import arguments_of, commands, compared, main, report
+
+
+def test_numbers_that_moved_are_told_from_those_that_did_not(made_up):
+    committed = {"a": made_up(0.5), "b": made_up(0.4, identity="1"), "c": made_up(seed=3)}
+    again = {"x": made_up(0.5), "y": made_up(0.375, identity="1", psnr=None)}
+    again["y"]["digests"] = {"base_model": "ab", "surrogate_model": "moved"}
+    numbers, missing = compared(committed, again)
+    assert missing == ["c"]
+    moved = {n.score: n.difference for n in numbers if n.committed != n.again}
+    assert moved == {"protected identity_retention": pytest.approx(-0.025), "photos psnr": None}
+    assert {number.record for number in numbers} == {"a", "b"}
+    text = report(numbers, missing)
+    assert "largest absolute difference: 0.025" in text
+    assert "did not come again: c" in text
+    assert f"{len(numbers) - 2} of {len(numbers)} numbers are the same" in text
+    row = next(line for line in text.splitlines() if "identity_retention" in line)
+    assert row.split() == ["b", "protected", "identity_retention", "0.4", "0.375", "-0.025"]
+
+
+def test_other_settings_are_other_records(made_up):
+    longer = {"attack": {"_target_": "anticustom.attacks.pgd.PGD", "steps": 12}}
+    other = {"gallery": {"prompts": ["a photo"], "guidance_scale": 5}}
+    again = {"x": made_up(config=longer), "y": made_up(config=other), "z": made_up(eps=4)}
+    assert compared({"a": made_up()}, again) == ([], ["a"])
+
+
+def test_each_command_runs_once_with_its_threads_elsewhere(made_up, tmp_path):
+    sweep = "python run.py -m attack=noise,simac 'dataset.identities=[1, 2]' output_dir=outputs/x"
+    found = {
+        "a": made_up(command=sweep),
+        "b": made_up(command=sweep, attack="noise"),
+        "c": made_up(command=sweep, machine={"torch_threads": 2}),
+        "d": {**made_up(), "imported": {"source": "a paper"}},
+    }
+    assert commands(found) == [(sweep, 1), (sweep, 2)]
+    assert arguments_of(f"{sweep} tracker=wandb force=[eval]", tmp_path) == [
+        "-m",
+        "attack=noise,simac",
+        "dataset.identities=[1, 2]",
+        f"output_dir={tmp_path}",
+        "tracker=none",
+    ]
+
+
+def test_the_command_compares_what_run_py_writes(made_up, tmp_path, monkeypatch, capsys):
+    """A stand-in for run.py writes the committed record with one score moved."""
+    made, folder = tmp_path / "made", tmp_path / "again"
+    records.write(made_up(0.25), made, "moved")
+    (tmp_path / "run.py").write_text(
+        "import pathlib, shutil, sys\n"
+        "place = dict(word.split('=', 1) for word in sys.argv[1:])['output_dir']\n"
+        "pathlib.Path(place, 'records').mkdir(parents=True, exist_ok=True)\n"
+        f"shutil.copy({str(made / 'moved.json')!r}, pathlib.Path(place, 'records'))\n"
+    )
+    records.write(made_up(0.5), tmp_path / "committed", "a")
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    arguments = ["--records", str(tmp_path / "committed"), "--output-dir", str(folder)]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "1 of 1: python run.py" in out
+    assert "largest absolute difference: 0.25" in out
+
+    (tmp_path / "run.py").write_text("raise SystemExit('no weights')")
+    records.write(made_up(0.5, identity="5"), tmp_path / "committed", "b")
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    out = capsys.readouterr().out
+    assert "failed: see" in out
+    assert "did not come again: b" in out
+    assert "no weights" in (folder / "logs" / "reproduce-1.txt").read_text()
