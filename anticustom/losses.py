@@ -93,9 +93,8 @@ class FeatureInterference:
             reference = clean if self.reference == "original" else model.posterior(start)
 
         def terms(posterior: Posterior, draw: Draw) -> Terms:
-            wanted_of = reference.repeated(len(draw.timesteps) // len(reference.mean))
             with torch.no_grad(), recorded_features(model, self.up_blocks) as wanted:
-                latents = model.latents(wanted_of, draw.clean_posterior)
+                latents = model.latents(reference, draw.clean_posterior)
                 denoising(model, latents, draw, embeddings)
             with recorded_features(model, self.up_blocks) as features:
                 latents = model.latents(posterior, draw.posterior)

@@ -190,16 +190,17 @@ class PGD:
         key = (inputs.names, inputs.seed, inputs.identity)
 
         def over_draws(images: Tensor, draw: Draw) -> Terms:
-            posterior = objective.model.posterior(images).repeated(self.draws_per_step)
-            terms = objective.of_posterior(posterior, draw)
-            return {name: term.view(-1, len(images)).mean(0) for name, term in terms.items()}
+            posterior, n = objective.model.posterior(images), len(images)
+            starts = range(0, n * self.draws_per_step, n)
+            return _mean([objective.of_posterior(posterior, draw[k : k + n]) for k in starts])
 
         def over_transforms(images: Tensor, draw: Draw) -> Terms:
-            samples = [
-                over_draws(transformed(self.transforms, images, *key, f"{phase} {k}"), draw)
-                for k in range(self.transform_samples)
-            ]
-            return {term: sum(one[term] for one in samples) / len(samples) for term in samples[0]}
+            return _mean(
+                [
+                    over_draws(transformed(self.transforms, images, *key, f"{phase} {k}"), draw)
+                    for k in range(self.transform_samples)
+                ]
+            )
 
         return over_transforms if self.transforms else over_draws
 
@@ -230,3 +231,7 @@ class PGD:
             member.surrogate.fitted_steps = own["fitted_steps"]
             member.allowed = [mine[f"allowed.{k}"] for k in range(len(inputs.names))]
         return facts["iteration"], tensors["protected"].to(device)
+
+
+def _mean(samples: Sequence[Terms]) -> Terms:
+    return {name: sum(one[name] for one in samples) / len(samples) for name in samples[0]}
