@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditi
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from anticustom.customizers.custom_diffusion import text_projections
-from anticustom.customizers.lora import add_adapters
+from anticustom.customizers.lora import ATTENTION, add_adapters
 from anticustom.customizers.rare_word import embeddings, trained_embeddings
 from anticustom.diffusion import LatentDiffusion, image_size
 from anticustom.draws import SeededDraws, draw_batches
@@ -202,7 +202,7 @@ def test_bfloat16_weights_give_float32_losses_and_gradients(configured):
 
 
 def lora(model):
-    return add_adapters(model, rank=4, seed=0)
+    return add_adapters(model, ATTENTION, rank=4, seed=0)
 
 
 def assert_a_step_reaches(model, trained):
