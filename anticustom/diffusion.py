@@ -63,6 +63,11 @@ class LatentDiffusion:
         for network in (self.vae, self.unet, self.text_encoder):
             network.requires_grad_(False).eval()
 
+    def checkpoint_gradients(self) -> None:
+        """Let UNet and VAE keep few activations for gradients, and compute the others again."""
+        self.unet.enable_gradient_checkpointing()
+        self.vae.enable_gradient_checkpointing()
+
     @property
     def device(self) -> torch.device:
         return self.unet.device
@@ -227,17 +232,43 @@ def image_size(folder: Path) -> int:
     return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
+def shapes(folder: Path, precision: Precision) -> LatentDiffusion:
+    """Return the model in a diffusers folder with its weights left as they come: all that counts
+    are their shapes, as under FakeTensorMode.
+    """
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import AutoConfig, CLIPTextModel, CLIPTokenizer
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    try:
+        return LatentDiffusion(
+            vae=AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae")),
+            unet=UNet2DConditionModel.from_config(
+                UNet2DConditionModel.load_config(folder / "unet")
+            ),
+            text_encoder=CLIPTextModel(AutoConfig.from_pretrained(folder / "text_encoder")),
+            tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+            scheduler=DDPMScheduler.from_pretrained(folder / "scheduler"),
+            mixed=precision == "mixed",
+        )
+    finally:
+        torch.set_default_dtype(default)
+
+
 def load(
     path: str,
     *,
     revision: str | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
+    gradient_checkpointing: bool = False,
 ) -> LatentDiffusion:
     """Return the model in the diffusers folder `path`, the embedded one of that name, or the hub's
     at `revision`.
 
     `precision` is float32, mixed (bfloat16 compute, float32 weights) or bfloat16 (weights too).
+    With `gradient_checkpointing`, UNet and VAE keep few activations and compute the others again.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -250,7 +281,7 @@ def load(
         weights = {"subfolder": part, "use_safetensors": True, dtype_name: dtype}
         return kind.from_pretrained(str(folder or path), **weights, **source).to(device)
 
-    return LatentDiffusion(
+    model = LatentDiffusion(
         vae=network(AutoencoderKL, "vae", "torch_dtype"),
         unet=network(UNet2DConditionModel, "unet", "torch_dtype"),
         text_encoder=network(CLIPTextModel, "text_encoder", "dtype"),
@@ -262,3 +293,6 @@ def load(
         ),
         mixed=precision == "mixed",
     )
+    if gradient_checkpointing:
+        model.checkpoint_gradients()
+    return model

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from anticustom.adapters import Adapters, add_adapters
 from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import Draws
 from anticustom.finetuning import EncodedPhotos, FineTuning, Trainer, all_weights, encode
@@ -73,6 +74,7 @@ class SurrogateSchedule(Protocol):
 
     iterations: int
     training: FineTuning | None
+    adapters: Adapters | None  # what it trains; None: all weights
 
     def attackable(
         self, surrogate: Surrogate, iteration: int, progress: Progress
@@ -98,6 +100,7 @@ class Frozen:
 
     iterations: int = 1
     training: None = None
+    adapters: None = None
 
     def __post_init__(self):
         _check_count("iterations", self.iterations, 1)
@@ -118,6 +121,7 @@ class FittedFirst:
     training: FineTuning
     training_steps: int
     iterations: int = 1
+    adapters: Adapters | None = None
 
     def __post_init__(self):
         _check_count("iterations", self.iterations, 1)
@@ -146,6 +150,7 @@ class Alternating:
     training: FineTuning
     iterations: int = 50
     training_steps: int = 3
+    adapters: Adapters | None = None
 
     def __post_init__(self):
         _check_count("iterations", self.iterations, 1)
@@ -192,17 +197,28 @@ def start(
     class_prompt: str,
     clean: tuple[tuple[str, ...], Tensor],
     class_images: tuple[tuple[str, ...], Tensor] | None,
+    seed: int,
 ) -> Surrogate:
     """Return the surrogate that `schedule` moves; `clean` and `class_images` are names and images
-    (n, 3, h, w) in [0, 1]; one that stands still needs no class images.
+    (n, 3, h, w) in [0, 1]; one that stands still needs no class images. Adapters start as `seed`
+    draws them.
     """
     if schedule.training is None:
         return Surrogate(model, draws)
     trainer = Trainer(
         model,
-        all_weights(model),
+        trained_parameters(schedule, model, seed),
         schedule.training,
         instance_prompt=instance_prompt,
         class_prompt=class_prompt,
     )
     return Surrogate(model, draws, trainer, encode(model, *clean), encode(model, *class_images))
+
+
+def trained_parameters(
+    schedule: SurrogateSchedule, model: LatentDiffusion, seed: int
+) -> list[nn.Parameter]:
+    """Return what the schedule trains of a model, which is given the adapters that it lacks."""
+    if schedule.adapters is None:
+        return all_weights(model)
+    return add_adapters(model, schedule.adapters.unet_layers, schedule.adapters.rank, seed)

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from anticustom.chunks import Chunks
 from anticustom.diffusion import LatentDiffusion, Posterior
 from anticustom.draws import Draw, Draws, draw_batches, joined
 from anticustom.images import project, sign_step
@@ -102,12 +103,13 @@ class AdaptiveGreedy:
         search = [
             _Search(image, name, model.timesteps) for image, name in zip(images, names, strict=True)
         ]
-        total = len(model.timesteps)
+        total, chunks = len(model.timesteps), Chunks()
         for round_number in range(self.max_rounds):
             active = [one for one in search if len(one.survivors) > self.keep]
             if not active:
                 return [one.survivors for one in search]
-            scores = self._round(model, active, objective, draws, round_number, eps, step_size)
+            phase = f"search {round_number}"
+            scores = self._round(model, active, objective, draws, phase, eps, step_size, chunks)
             left = max(len(one.survivors) for one in search)
             progress(
                 "greedy search",
@@ -123,7 +125,9 @@ class AdaptiveGreedy:
             )
         return [one.survivors for one in search]
 
-    def _round(self, model, active, objective, draws, round_number, eps, step_size) -> Tensor:
+    def _round(
+        self, model, active, objective, draws, phase, eps, step_size, chunks: Chunks
+    ) -> Tensor:
         """Score every active image's candidates, delete a window, move one step; return the scores
         (images, candidates).
         """
@@ -132,7 +136,7 @@ class AdaptiveGreedy:
         # the best candidate's
         drawn = draw_batches(
             draws,
-            f"search {round_number}",
+            phase,
             [one.name for one in active],
             count + 1,
             [one.survivors for one in active],
@@ -141,7 +145,12 @@ class AdaptiveGreedy:
         tried = joined(drawn[:count])
         if self.gradient == "image":
             repeated = images.repeat(count, 1, 1, 1)
-            gradient, _ = image_gradient_and_loss(objective, repeated, tried.to(images.device))
+            tried = tried.to(images.device)
+            parts = chunks(
+                lambda rows: image_gradient_and_loss(objective, repeated[rows], tried[rows])[0],
+                len(repeated),
+            )
+            gradient = torch.cat(parts)
         else:
             gradient = latents_gradient(objective, images, tried.to(images.device))
         scores = gradient.abs().flatten(1).sum(1).view(count, len(active)).T.cpu()
@@ -151,7 +160,11 @@ class AdaptiveGreedy:
 
         last = drawn[count]
         trial = replace(last, timesteps=best).to(images.device)
-        moved = sign_step(images, image_gradient_and_loss(objective, images, trial)[0], step_size)
+        parts = chunks(
+            lambda rows: image_gradient_and_loss(objective, images[rows], trial[rows])[0],
+            len(images),
+        )
+        moved = sign_step(images, torch.cat(parts), step_size)
         for k, one in enumerate(active):
             one.image = project(moved[k], one.start, eps)
             one.delete(worst[k].item(), self.window, self.margin, len(model.timesteps))

@@ -2,7 +2,8 @@
 
 `python -m experiments.benchmark model=tiny` measures every phase in a process of its own and prints
 a table; `phase=perturbation_step` only that one. `model=sd21` has random weights of the true
-shape, which suffices for timing. The JSON file named by `output=` holds every repetition.
+shape, which suffices for timing. `memory=24gb` takes the settings of that group, `memory_cap_gb=24`
+gives a phase no more of a GPU. The JSON file named by `output=` holds every repetition.
 """
 
 import json
@@ -31,6 +32,8 @@ DEFAULTS = {
     "model": "tiny",
     "phase": "all",
     "device": "auto",
+    "memory": "40gb",
+    "memory_cap_gb": None,
     "photos": 4,
     "repetitions": 5,
     "output": "outputs/benchmark.json",
@@ -73,7 +76,10 @@ def counted(call: Callable[[], object]) -> int:
 def measure(phase: str, settings: dict) -> dict:
     """Return the figures of a phase: seconds of each repetition, FLOPs, bytes, photos a call."""
     device = settings["device"]
-    bench = Bench(settings["model"], device, settings["photos"])
+    if device == "cuda" and settings["memory_cap_gb"]:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(settings["memory_cap_gb"] * 2**30 / total)
+    bench = Bench(settings["model"], device, settings["photos"], settings["memory"])
     call, images = PHASES[phase](bench)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -120,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     for phase in PHASES:  # a process of its own each, for memory once taken is not given back
         say(f"{phase} ...")
         command = [sys.executable, "-m", "experiments.benchmark"]
-        command += [f"{k}={v}" for k, v in (settings | {"phase": phase}).items()]
+        command += [f"{k}={v}" for k, v in (settings | {"phase": phase}).items() if v is not None]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     cuda = settings["device"] == "cuda"

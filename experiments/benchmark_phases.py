@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from anticustom import diffusion
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
@@ -18,6 +18,7 @@ from anticustom.draws import SeededDraws, draw_batches
 from anticustom.finetuning import EncodedPhotos, Trainer, all_weights, encode
 from anticustom.images import from_8bit, sign_step, write_png
 from anticustom.portraits import person, render, shot
+from anticustom.surrogates import trained_parameters
 from anticustom.timestep_policies import image_gradient_and_loss
 from experiments.pipeline import without
 from experiments.random_models import random_model
@@ -28,11 +29,12 @@ CONF = Path(__file__).parents[1] / "conf"
 class Bench:
     """A model, the composed configuration for it, and random photos in its size."""
 
-    def __init__(self, model: str, device: str, count: int):
+    def __init__(self, model: str, device: str, count: int, memory: str = "40gb"):
         self.device, self.count = device, count
         precision = "mixed" if device == "cuda" else "float32"
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
         words = [f"surrogate_model={model}", f"precision={precision}", "attack=simac"]
+        words += [f"memory={memory}"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             self.config = compose("config", words)
         folder = diffusion.local_folder(self.config.surrogate_model.path)
@@ -41,6 +43,8 @@ class Bench:
             if folder
             else random_model(model, device, precision)
         )
+        if self.config.memory.gradient_checkpointing:
+            self.model.checkpoint_gradients()
         self.size = self.model.latent_shape[-1] * 2 ** (
             len(self.model.vae.config.block_out_channels) - 1
         )
@@ -107,17 +111,22 @@ def perturbation_step(bench: Bench) -> tuple[Callable[[], object], int]:
 
 
 def surrogate_step(bench: Bench) -> tuple[Callable[[], object], int]:
-    return _training_step(bench, bench.attack.surrogate_schedule.training, bench.attack)
+    schedule = bench.attack.surrogate_schedule
+    parameters = trained_parameters(schedule, bench.model, 0)
+    return _training_step(bench, parameters, schedule.training, bench.attack)
 
 
 def customizer_step(bench: Bench) -> tuple[Callable[[], object], int]:
-    return _training_step(bench, bench.customizer.training, bench.customizer)
+    training = bench.customizer.training
+    return _training_step(bench, all_weights(bench.model), training, bench.customizer)
 
 
-def _training_step(bench: Bench, settings: Any, owner: Any) -> tuple[Callable[[], object], int]:
+def _training_step(
+    bench: Bench, parameters: list[nn.Parameter], settings: Any, owner: Any
+) -> tuple[Callable[[], object], int]:
     trainer = Trainer(
         bench.model,
-        all_weights(bench.model),
+        parameters,
         settings,
         instance_prompt=owner.instance_prompt,
         class_prompt=owner.class_prompt,

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from experiments.attack_settings import in_use
+from experiments.settings_in_use import in_use
 
 OWN = "this project"
 
@@ -105,7 +105,7 @@ def details_of_setting(record: Mapping) -> dict:
         return {}
     config, digests = record["config"], record["digests"]
     parts = {
-        "customizer": _without(config["customizer"], "base_model"),
+        "customizer": in_use(_without(config["customizer"], "base_model")),
         "gallery": config["gallery"],
         "class_images": config["class_images"],
         "countermeasure": _without(config["countermeasure"], "model"),

@@ -27,6 +27,7 @@ class Model:
     name: str
     path: str
     revision: str | None
+    gradient_checkpointing: bool = False
 
     @cached_property
     def folder(self) -> Path:
@@ -78,4 +79,9 @@ class Model:
         return digest_of_folder(self.folder)
 
     def load(self, precision: str, device: str) -> LatentDiffusion:
-        return load(str(self.folder), device=device, precision=precision)
+        return load(
+            str(self.folder),
+            device=device,
+            precision=precision,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )

@@ -1,5 +1,6 @@
 """Photos and images as the files of an artifact."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -26,3 +27,8 @@ def read_back(clean: PhotoSet, folder: Path) -> PhotoSet:
     return PhotoSet(
         clean.names, torch.stack([read_png(file) for file in photo_files(folder, clean)])
     )
+
+
+def slug(text: str) -> str:
+    """Return a prompt as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]

@@ -16,6 +16,7 @@ from anticustom.diffusion import image_size
 from anticustom.identities import Identity, with_clean_photos
 from experiments import records
 from experiments.disk import check_writable
+from experiments.memory import check_fits, free_bytes
 from experiments.models import Model
 from experiments.photo_files import read_back
 from experiments.results import ARMS, Outcome, publish
@@ -59,6 +60,7 @@ class Pipeline:
         self.device = chosen_device(config.device)
         if config.precision == "auto":
             config.precision = "mixed" if self.device.startswith("cuda") else "float32"
+        self.composed = config
         self.config = OmegaConf.to_container(config, resolve=True)
         check_settings(self.config)
         self.dataset = build(without(self.config["dataset"], "shard"))
@@ -67,13 +69,13 @@ class Pipeline:
         self.customizer = build(without(self.config["customizer"], "base_model", "precision"))
         self.scorer = build(config.metrics, device=self.device)
         self.tracker = build(self._tracker(config))
-        self.surrogate_model = model_of(config.surrogate_model)
+        self.surrogate_model = self._model(config.surrogate_model)
         others = self.config["attack"].get("others", {})  # surrogates of an ensemble
         self.surrogates = {"surrogate_model": self.surrogate_model}
-        self.surrogates |= {f"attack.others.{k}": model_of(node) for k, node in others.items()}
-        self.base_model = model_of(config.customizer.base_model)
+        self.surrogates |= {f"attack.others.{k}": self._model(node) for k, node in others.items()}
+        self.base_model = self._model(config.customizer.base_model)
         purifier = self.config["countermeasure"].get("model")
-        self.purifier = model_of(purifier) if purifier else None
+        self.purifier = self._model(purifier) if purifier else None
         self._refuse_what_is_missing()
         self.identities = shard_of(self.dataset.names(), self.config["dataset"]["shard"])
         check_writable(self.output_dir)
@@ -87,6 +89,9 @@ class Pipeline:
             self.device,
             self.config["checkpoint_minutes"],
         )
+
+    def _model(self, node: Mapping) -> Model:
+        return model_of(node, self.config["memory"]["gradient_checkpointing"])
 
     def _tracker(self, config: DictConfig) -> DictConfig:
         tracker = config.tracker.copy()
@@ -122,6 +127,7 @@ class Pipeline:
 
     def run(self) -> list[Path]:
         size = self._photo_size()  # looks the models up: what is missing is missed before any work
+        self._check_memory()
         identities = [self.dataset.read(name, size) for name in self.identities]
         for identity in identities:  # refuses too few photos before hours are spent
             with_clean_photos(identity.set_B, identity.set_C, self.config["clean_photos"])
@@ -142,6 +148,14 @@ class Pipeline:
                     "protected at the size that is customized, so choose models of one size"
                 )
         return size
+
+    def _check_memory(self) -> None:
+        available = free_bytes(self.device)
+        if available is None:
+            return
+        models = {**self.surrogates, "customizer.base_model": self.base_model}
+        folders = {key: model.folder for key, model in models.items()}
+        check_fits(self.composed, folders, self.choices, available)
 
     def _identity(self, identity: Identity) -> Path | None:
         config, stages = self.config, self.stages
@@ -259,12 +273,12 @@ def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
         raise
 
 
+def model_of(node: Mapping, gradient_checkpointing: bool = False) -> Model:
+    return Model(node["name"], node["path"], node["revision"], gradient_checkpointing)
+
+
 def without(node: Mapping, *names: str) -> dict:
     return {key: value for key, value in node.items() if key not in names}
-
-
-def model_of(node: Mapping) -> Model:
-    return Model(node["name"], node["path"], node["revision"])
 
 
 def chosen_device(asked: str) -> str:

@@ -44,8 +44,10 @@ def random_model(name: str, device: str, precision: Precision) -> LatentDiffusio
         raise ValueError(f"model={name}: expected tiny, a local folder, or {', '.join(UNETS)}")
     widths = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    default = torch.get_default_dtype()
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
         vae = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -55,6 +57,7 @@ def random_model(name: str, device: str, precision: Precision) -> LatentDiffusio
         )
         unet = UNet2DConditionModel(sample_size=64, **UNETS[name])
         text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **TEXT_ENCODERS[name]))
+        torch.set_default_dtype(default)
     tokenizer = CLIPTokenizer.from_pretrained(
         str(EMBEDDED / "tiny"), subfolder="tokenizer", model_max_length=77
     )
@@ -63,7 +66,7 @@ def random_model(name: str, device: str, precision: Precision) -> LatentDiffusio
     )
     networks = {"vae": vae, "unet": unet, "text_encoder": text}
     return LatentDiffusion(
-        **{part: network.to(dtype) for part, network in networks.items()},
+        **networks,
         tokenizer=tokenizer,
         scheduler=scheduler,
         mixed=precision == "mixed",

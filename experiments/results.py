@@ -13,7 +13,7 @@ from experiments.overview import Row, draw_overview
 from experiments.photo_files import photo_files
 from experiments.provenance import machine, peak_memory_bytes, versions
 from experiments.scores import Scores
-from experiments.stages import effective
+from experiments.settings_in_use import effective, in_use
 from experiments.store import Artifact, key_of, safe_name
 from experiments.tables import setting
 from experiments.terminal import say
@@ -55,7 +55,8 @@ def publish(
     }
     config = facts["config"]
     decisive = {name: config[name] for name in DECISIVE}
-    decisive["customizer"] = {k: v for k, v in config["customizer"].items() if k != "base_model"}
+    customizer = {k: v for k, v in config["customizer"].items() if k != "base_model"}
+    decisive["customizer"] = in_use(customizer)
     decisive["attack"] = effective(config["attack"])
     if facts["countermeasure"] != "none":
         decisive["countermeasure"] = {

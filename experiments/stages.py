@@ -1,7 +1,6 @@
 """The stages of a run, each a pure function of its inputs whose result the store keeps: photos,
 class images, protected photos, what counter-measures make of them, victims, galleries, scores."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +12,12 @@ from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
 from anticustom.identities import Identity, PhotoSet
 from anticustom.images import write_png, write_protected
-from experiments.attack_settings import in_use
 from experiments.checkpoints import TimedCheckpoint
 from experiments.models import Model
-from experiments.photo_files import photo_files, read_back, read_images
-from experiments.provenance import digest_of_file, digest_of_folder, peak_memory_bytes
+from experiments.photo_files import photo_files, read_back, read_images, slug
+from experiments.provenance import peak_memory_bytes
 from experiments.sampling import sample
+from experiments.settings_in_use import effective, in_use
 from experiments.store import Artifact, Store, key_of
 from experiments.terminal import bars, say
 
@@ -228,7 +227,7 @@ class Stages:
     ) -> Artifact:
         """Return the victim trained on `photos`: what its customizer saved."""
         names, images = photos.names, photos.images
-        inputs = {"photos": photos.digest, "customizer": config, "model": model.digest}
+        inputs = {"photos": photos.digest, "customizer": in_use(config), "model": model.digest}
         inputs |= {"class_images": class_images.digest, "seed": self.seed, "identity": identity}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
@@ -296,20 +295,3 @@ class Stages:
             else f"gallery of {model.name}, strangers"
         )
         return self.make("gallery", unit, inputs, build, part_of="customize", what=what)
-
-
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
-
-
-def effective(attack: Mapping) -> Mapping:
-    """Return the settings of an attack that decide its result: of files the contents, not where
-    they lie.
-    """
-    settings = dict(in_use(attack))
-    if "root" in settings:
-        settings["root"] = digest_of_folder(Path(settings["root"]))
-    loss = settings.get("loss", {})
-    if loss.get("target"):
-        settings["loss"] = {**loss, "target": digest_of_file(Path(loss["target"]))}
-    return settings

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anticustom import surrogates
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
+from anticustom.chunks import Chunks
 from anticustom.countermeasures import Countermeasure, transformed, transforms_of
 from anticustom.diffusion import Posterior
 from anticustom.draws import Draw, draw_batches, joined
@@ -32,7 +33,6 @@ class _Member:
     surrogate: Surrogate
     allowed: list[Tensor]
     clean: Posterior
-    objective: Objective | None = None  # of the present iteration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,7 @@ class PGD:
         schedule = self.surrogate_schedule
         members = [self._start(inputs, source) for source in inputs.surrogates]
         first, protected = self._resume(inputs, members)
+        chunks = Chunks()
         for member, source in zip(members, inputs.surrogates, strict=True):
             if not member.allowed:
                 member.allowed = self._allowed(inputs, source)
@@ -103,18 +104,11 @@ class PGD:
             keep = partial(self._keep, inputs, members, iteration, protected)
             with ExitStack() as attackable:
                 for member in members:
-                    surrogate = member.surrogate
-                    surrogate.keep = keep
+                    member.surrogate.keep = keep
                     attackable.enter_context(
-                        schedule.attackable(surrogate, iteration, inputs.progress)
+                        schedule.attackable(member.surrogate, iteration, inputs.progress)
                     )
-                    member.objective = self.loss.bind(
-                        surrogate.model,
-                        prompt=self.instance_prompt,
-                        clean=member.clean,
-                        start=protected,
-                    )
-                climb = partial(self._ascend, inputs, iteration)
+                climb = partial(self._climb, inputs, iteration, chunks)
                 protected, own = self.combination(climb, members, protected)
             for member, follows in zip(members, own, strict=True):
                 schedule.follow(member.surrogate, iteration, inputs.names, follows, inputs.progress)
@@ -130,6 +124,7 @@ class PGD:
             class_prompt=self.class_prompt,
             clean=inputs.clean_set,
             class_images=inputs.class_images if self.needs_class_images else None,
+            seed=inputs.seed,
         )
         with torch.no_grad():
             clean = source.model.posterior(inputs.photos.to(source.model.device))
@@ -147,22 +142,43 @@ class PGD:
             progress=inputs.progress,
         )
 
-    def _ascend(self, inputs, iteration: int, members: Sequence[_Member], images: Tensor) -> Tensor:
-        clean = inputs.photos.to(images.device)
-        phase, total = f"{iteration} perturb", self.steps * self.surrogate_schedule.iterations
-        draws = [self._draws(inputs, phase, member) for member in members]
-        losses = []
+    def _climb(
+        self, inputs, iteration: int, chunks: Chunks, members: Sequence[_Member], images: Tensor
+    ) -> Tensor:
+        """Return the images after an iteration's steps up the sum of the members' losses."""
+        steps = partial(self._ascend, inputs, iteration, members, images)
+        return torch.cat(chunks(steps, len(images)))
+
+    def _ascend(
+        self, inputs, iteration: int, members: Sequence[_Member], images: Tensor, rows: slice
+    ) -> Tensor:
+        names, clean = inputs.names[rows], inputs.photos[rows].to(images.device)
+        objectives = [
+            self.loss.bind(
+                member.surrogate.model,
+                prompt=self.instance_prompt,
+                clean=member.clean[rows],
+                start=images[rows],
+            )
+            for member in members
+        ]
+        draws = [self._draws(f"{iteration} perturb", member, names, rows) for member in members]
+        photos, images = len(images), images[rows]
+        total, losses = self.steps * self.surrogate_schedule.iterations, []
         for step, draw in enumerate(zip(*draws, strict=True)):
             gradient, loss = torch.zeros_like(images), torch.zeros(len(images)).to(images)
-            for member, own in zip(members, draw, strict=True):
-                expected = self._expected(member.objective, inputs, f"{iteration} transform {step}")
+            phase = f"{iteration} transform {step}"
+            key = (names, inputs.seed, inputs.identity, phase)
+            for objective, own in zip(objectives, draw, strict=True):
+                expected = self._expected(objective, *key)
                 gradient_of_one, loss_of_one = image_gradient_and_loss(
                     expected, images, own.to(images.device)
                 )
                 gradient, loss = gradient + gradient_of_one, loss + loss_of_one
             images = project(sign_step(images, gradient, self.step_size), clean, self.eps)
             losses.append(loss)
-            inputs.progress("perturbation", iteration * self.steps + step + 1, total, loss.mean())
+            done = (self.steps * rows.start + (step + 1) * len(images)) // photos
+            inputs.progress("perturbation", iteration * self.steps + done, total, loss.mean())
         # a gradient that is not finite spoils its image, whose loss comes one step later
         losses.append(images.flatten(1).sum(1))
         finite = torch.stack(losses).isfinite().cpu()
@@ -170,24 +186,26 @@ class PGD:
             step, image = (~finite).nonzero()[0].tolist()
             raise FloatingPointError(
                 f"the loss is not finite at iteration {iteration}, perturbation step {step}, photo "
-                f"{inputs.names[image]}: try precision=float32, or a lower learning rate of the "
+                f"{names[image]}: try precision=float32, or a lower learning rate of the "
                 "surrogate"
             )
         return images
 
-    def _draws(self, inputs, phase: str, member: _Member) -> list[Draw]:
+    def _draws(
+        self, phase: str, member: _Member, names: tuple[str, ...], rows: slice
+    ) -> list[Draw]:
         """Return for each step all rows of its draws: a row for each photo, then the same again."""
         many = self.draws_per_step
         draws = draw_batches(
-            member.surrogate.draws, phase, inputs.names, self.steps * many, member.allowed
+            member.surrogate.draws, phase, names, self.steps * many, member.allowed[rows]
         )
         return [joined(draws[k : k + many]) for k in range(0, len(draws), many)]
 
-    def _expected(
-        self, objective: Objective, inputs, phase: str
-    ) -> Callable[[Tensor, Draw], Terms]:
-        """Return the mean of the objective over the draws of a step and over transformations."""
-        key = (inputs.names, inputs.seed, inputs.identity)
+    def _expected(self, objective: Objective, *key) -> Callable[[Tensor, Draw], Terms]:
+        """Return the mean of the objective over the draws of a step and over the transformations
+        drawn for `key`: photos' names, seed, identity, phase.
+        """
+        *owner, phase = key
 
         def over_draws(images: Tensor, draw: Draw) -> Terms:
             posterior, n = objective.model.posterior(images), len(images)
@@ -197,7 +215,7 @@ class PGD:
         def over_transforms(images: Tensor, draw: Draw) -> Terms:
             return _mean(
                 [
-                    over_draws(transformed(self.transforms, images, *key, f"{phase} {k}"), draw)
+                    over_draws(transformed(self.transforms, images, *owner, f"{phase} {k}"), draw)
                     for k in range(self.transform_samples)
                 ]
             )

@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import nn
 
+from anticustom.adapters import ATTENTION, add_adapters
 from anticustom.customizers.training import CustomizerInputs, check_steps, train
 from anticustom.diffusion import LatentDiffusion
-from anticustom.draws import keyed_generator
 from anticustom.finetuning import FineTuning
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # of the UNet
-TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "kohya_lora_weights.safetensors"
 # what makes diffusers' conversion give Kohya's names: lora_unet_..., lora_te_text_model_...
@@ -85,31 +82,3 @@ class LoRA:
         """Turn the base model into the victim saved in `folder`."""
         pipeline = model.pipeline()
         pipeline.load_lora_weights(folder, weight_name=FILE)
-
-
-def add_adapters(
-    model: LatentDiffusion, unet_layers: Sequence[str], rank: int, seed: int
-) -> list[nn.Parameter]:
-    """Add untrained adapters to UNet and text encoder, the same ones for the same seed; return
-    their parameters. Raises ValueError for a name that no layer of the UNet ends with.
-    """
-    from peft import LoraConfig  # takes seconds to import
-
-    parameters = []
-    for layer in unet_layers:
-        if not any(f".{name}".endswith(f".{layer}") for name, _ in model.unet.named_modules()):
-            raise ValueError(f"customizer.unet_layers: the UNet has no layer {layer!r}")
-    for part, targets in {"unet": unet_layers, "text_encoder": TEXT_ATTENTION}.items():
-        network = getattr(model, part)
-        network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
-        for name, parameter in network.named_parameters():
-            if "lora_" not in name:
-                continue
-            if "lora_A" in name:  # B starts at 0
-                bound = parameter[0].numel() ** -0.5
-                generator = keyed_generator(seed, "lora", part, name)
-                drawn = parameter.new_empty(parameter.shape, device="cpu")
-                parameter.data.copy_(drawn.uniform_(-bound, bound, generator=generator))
-            parameter.requires_grad_(False)
-            parameters.append(parameter)
-    return parameters

@@ -85,3 +85,44 @@ def inputs_for(new_model, pictures) -> Callable[..., AttackInputs]:
         return AttackInputs(**settings | changed)
 
     return make
+
+
+class Killed(Exception):
+    """The end of a run in its midst."""
+
+
+class Memory:
+    """A checkpoint that is always due and kept in memory."""
+
+    def __init__(self):
+        self.kept = None
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, tensors, facts) -> None:
+        self.kept = {name: tensor.clone() for name, tensor in tensors.items()}, facts
+
+    def load(self):
+        return self.kept
+
+
+@pytest.fixture
+def resumed() -> Callable[..., Tensor]:
+    """Run an attack that is killed where its progress is at `kill_at` after a first checkpoint;
+    return what it ends with when it is run again. `inputs` makes its inputs.
+    """
+
+    def run(attack, inputs: Callable[..., AttackInputs], kill_at: tuple[str, int]) -> Tensor:
+        memory = Memory()
+
+        def killer(what, done, total, loss=None) -> None:
+            if (what, done) == kill_at and memory.kept:
+                raise Killed
+
+        with pytest.raises(Killed):
+            attack(inputs(checkpoint=memory, progress=killer))
+        assert memory.kept[1]["iteration"] == 1
+        return attack(inputs(checkpoint=memory))
+
+    return run

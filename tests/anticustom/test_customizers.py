@@ -9,10 +9,11 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from anticustom.adapters import ATTENTION, add_adapters
 from anticustom.customizers import custom_diffusion
 from anticustom.customizers.custom_diffusion import CustomDiffusion
 from anticustom.customizers.dreambooth import DreamBooth
-from anticustom.customizers.lora import ATTENTION, FILE, KOHYA_FILE, LoRA, add_adapters
+from anticustom.customizers.lora import FILE, KOHYA_FILE, LoRA
 from anticustom.customizers.textual_inversion import TextualInversion
 from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
@@ -216,7 +217,7 @@ def test_the_kohya_file(inputs_of, tmp_path):
 
 
 def test_a_layer_that_the_unet_lacks_is_named(new_model):
-    with pytest.raises(ValueError, match=r"customizer\.unet_layers: .* no layer 'to_x'"):
+    with pytest.raises(ValueError, match=r"unet_layers: .* no layer 'to_x'"):
         add_adapters(new_model(), [*ATTENTION, "to_x"], rank=4, seed=0)
 
 

@@ -93,31 +93,12 @@ def test_one_surrogate_makes_no_ensemble(aspl, inputs_for):
 @pytest.mark.parametrize("combination", [JointLoss(), MeanImage()])
 @pytest.mark.parametrize("kill_at", [("surrogate training", 3), ("perturbation", 3)])
 def test_a_killed_ensemble_goes_on_and_ends_with_the_same_bytes(
-    aspl, inputs_for, two, combination, kill_at
+    aspl, inputs_for, two, resumed, combination, kill_at
 ):
-    class Killed(Exception):
-        pass
-
-    class Memory:
-        kept = None
-
-        def due(self):
-            return True
-
-        def save(self, tensors, facts):
-            self.kept = {k: t.clone() for k, t in tensors.items()}, facts
-
-        def load(self):
-            return self.kept
-
-    def killer(what, done, total, loss=None):
-        if (what, done) == kill_at and memory.kept:
-            raise Killed
-
     attack = replace(aspl, combination=combination)
     wanted = attack(inputs_for(attack, surrogates=two()))
-    memory = Memory()
-    with pytest.raises(Killed):
-        attack(inputs_for(attack, surrogates=two(), checkpoint=memory, progress=killer))
-    assert memory.kept[1]["iteration"] == 1
-    assert torch.equal(attack(inputs_for(attack, surrogates=two(), checkpoint=memory)), wanted)
+
+    def inputs(**more):
+        return inputs_for(attack, surrogates=two(), **more)
+
+    assert torch.equal(resumed(attack, inputs, kill_at), wanted)

@@ -201,10 +201,11 @@ def test_the_gradient_clip_is_effective(trainer_of, train):
     assert loose == pytest.approx(free, rel=1e-6)
 
 
-def test_a_restored_state_goes_on_with_the_same_bytes(trainer_of, train):
-    whole, first, second = (trainer_of() for _ in range(3))
-    states = {}
-    losses = train(whole, 4, callback=lambda step, loss: states.setdefault(step, whole.state()))
+@pytest.mark.parametrize("states", ["32bit", "8bit"])
+def test_a_restored_state_goes_on_with_the_same_bytes(trainer_of, train, states):
+    whole, first, second = (trainer_of(optimizer_states=states) for _ in range(3))
+    kept = {}
+    losses = train(whole, 4, callback=lambda step, loss: kept.setdefault(step, whole.state()))
     train(first, 2)
     tensors, facts = first.state()
     frozen = {name: value.clone() for name, value in tensors.items()}
@@ -214,7 +215,7 @@ def test_a_restored_state_goes_on_with_the_same_bytes(trainer_of, train):
     assert not changed(weights(whole.model), weights(second.model))
     assert whole.places == second.places
     assert not changed(frozen, tensors)
-    assert not changed(frozen, states[1][0])
+    assert not changed(frozen, kept[1][0])
 
 
 def test_a_state_before_any_training_can_be_restored(trainer_of, train):
@@ -225,6 +226,22 @@ def test_a_state_before_any_training_can_be_restored(trainer_of, train):
     assert not changed(before, weights(trainer.model))
     assert not trainer.optimizer.state
     assert trainer.places == {}
+
+
+def test_moments_of_8_bits_take_a_quarter_and_train_nearly_alike(trainer_of, train):
+    """Only tensors of 4096 elements or more are quantized: here the table of the words."""
+    before = weights(trainer_of().model)
+    trainers = {states: trainer_of(optimizer_states=states) for states in ("32bit", "8bit")}
+    sizes, moved = {}, {}
+    for states, trainer in trainers.items():
+        train(trainer, 4)
+        table = trainer.model.text_encoder.get_input_embeddings().weight
+        moments = trainer.optimizer.state[table].values()
+        sizes[states] = sum(m.nbytes for m in moments if isinstance(m, torch.Tensor))
+        after = weights(trainer.model)
+        moved[states] = torch.cat([(after[name] - before[name]).flatten() for name in before])
+    assert sizes["8bit"] < 0.35 * sizes["32bit"]
+    assert (moved["8bit"] - moved["32bit"]).norm() < 0.1 * moved["32bit"].norm()
 
 
 def test_encoding_in_chunks_changes_nothing(model, pictures):

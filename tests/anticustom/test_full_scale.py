@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from anticustom.adapters import ATTENTION, add_adapters
 from anticustom.customizers.custom_diffusion import text_projections
-from anticustom.customizers.lora import ATTENTION, add_adapters
 from anticustom.customizers.rare_word import embeddings, trained_embeddings
 from anticustom.diffusion import LatentDiffusion, image_size
 from anticustom.draws import SeededDraws, draw_batches

@@ -1,8 +1,8 @@
-"""Which settings of an attack decide its result."""
+"""Which settings of an attack or a customizer decide its result."""
 
 import pytest
 
-from experiments.stages import effective
+from experiments.settings_in_use import effective, in_use
 
 
 def test_of_files_the_contents_count_and_not_where_they_lie(tmp_path):
@@ -30,3 +30,15 @@ def test_transforms_count_only_where_there_are_any():
     assert effective(settings | {"transforms": []}) == {"eps": 8}
     used = settings | {"transforms": ["blur"]}
     assert effective(used) == used
+
+
+def test_options_left_alone_do_not_count_however_deep():
+    training = {"learning_rate": 1e-4, "optimizer_states": "32bit"}
+    schedule = {"steps": 3, "adapters": None, "training": training}
+    settings = {"surrogate_schedule": schedule, "loss": {"gradient": True}, "draws_per_step": 1}
+    assert in_use(settings) == {
+        "surrogate_schedule": {"steps": 3, "training": {"learning_rate": 1e-4}},
+        "loss": {"gradient": True},
+    }
+    schedule["adapters"], training["optimizer_states"] = {"rank": 4}, "8bit"
+    assert in_use(settings)["surrogate_schedule"] == schedule

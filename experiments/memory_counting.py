@@ -1,0 +1,182 @@
+"""How much memory attacks and customizers take of a GPU, counted without one from the shapes of
+their models.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from anticustom import adapters, diffusion
+from anticustom.customizers.custom_diffusion import CustomDiffusion, text_projections
+from anticustom.customizers.dreambooth import DreamBooth
+from anticustom.customizers.lora import LoRA
+from anticustom.diffusion import LatentDiffusion
+from anticustom.draws import Draw
+from anticustom.finetuning import FineTuning, all_weights
+from anticustom.losses import denoising
+from anticustom.surrogates import Alternating, SurrogateSchedule
+
+QUANTIZED = 2.1  # bytes for each weight of AdamW's two moments in 8 bits, with their scales
+# what is not counted: the context of CUDA, kernels' working memory, gaps between blocks
+UNCOUNTED = 1.5 * 2**30
+
+
+@dataclass(frozen=True)
+class Training:
+    """A fine-tuning of `count` weights. `parameters` are the model's own whose gradients it needs;
+    for adapters, which the model is not given here, the weights that they go beside: both make
+    autograd keep the inputs of their layers.
+    """
+
+    settings: FineTuning
+    parameters: Sequence[nn.Parameter]
+    count: int
+    kept: bool = False  # whether a copy of weights and moments is kept, to go back to
+
+    @property
+    def bytes(self) -> float:
+        """Of gradients, moments and the copy."""
+        size = max((p.element_size() for p in self.parameters), default=4)
+        moments = QUANTIZED if self.settings.optimizer_states == "8bit" else 2 * size
+        return self.count * (size + moments) * (1 + self.kept)
+
+
+def of_weights(settings: FineTuning, parameters: Sequence[nn.Parameter], **more) -> Training:
+    return Training(settings, parameters, sum(p.numel() for p in parameters), **more)
+
+
+def of_adapters(
+    settings: FineTuning, model: LatentDiffusion, unet_layers: Sequence[str], rank: int, **more
+) -> Training:
+    layers = {"unet": unet_layers, "text_encoder": adapters.TEXT_ATTENTION}
+    weights = [
+        module.weight
+        for part, ends in layers.items()
+        for name, module in getattr(model, part).named_modules()
+        if any(f".{name}".endswith(f".{end}") for end in ends)
+    ]
+    # down to the rank from each row's inputs, up to each row
+    count = sum(rank * (weight[0].numel() + len(weight)) for weight in weights)
+    return Training(settings, weights, count, **more)
+
+
+def bytes_to_protect(attack: Any, models: Sequence[LatentDiffusion]) -> float:
+    """Return the bytes that an attack on surrogates takes with one photo at a time; the weights of
+    `models` may be fake.
+    """
+    fixed, working = UNCOUNTED, 0.0
+    for model in models:
+        fixed += _weights(model)
+        working = max(working, _kept_for_gradients(model, lambda m=model: _perturbed(attack, m)))
+    for model in models:
+        if training := _of_surrogate(attack.surrogate_schedule, model):
+            fixed += training.bytes
+            working = max(working, _of_step(model, training))
+    return fixed + working
+
+
+def _of_surrogate(schedule: SurrogateSchedule, model: LatentDiffusion) -> Training | None:
+    if schedule.training is None:
+        return None
+    kept = isinstance(schedule, Alternating)
+    if own := schedule.adapters:
+        return of_adapters(schedule.training, model, own.unet_layers, own.rank, kept=kept)
+    return of_weights(schedule.training, all_weights(model), kept=kept)
+
+
+def bytes_to_customize(customizer: Any, model: LatentDiffusion) -> float:
+    """Return the bytes that a customizer takes; the model's weights may be fake."""
+    settings = customizer.training
+    match customizer:
+        case DreamBooth():
+            training = of_weights(settings, all_weights(model))
+        case LoRA():
+            training = of_adapters(settings, model, customizer.unet_layers, customizer.rank)
+        case CustomDiffusion():
+            training = of_weights(settings, list(text_projections(model).values()))
+        case _:  # a few rows of the table of embeddings
+            training = of_weights(settings, [])
+    return UNCOUNTED + _weights(model) + training.bytes + _of_step(model, training)
+
+
+def fake_model(folder: Path, precision: str, gradient_checkpointing: bool) -> LatentDiffusion:
+    """Return the model in a diffusers folder, its weights without memory. Call it, and count,
+    inside `counting`.
+    """
+    model = diffusion.shapes(folder, precision)
+    if gradient_checkpointing:
+        model.checkpoint_gradients()
+    return model
+
+
+def counting() -> FakeTensorMode:
+    """Return the context in which tensors have shapes but no memory."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def _weights(model: LatentDiffusion) -> float:
+    return sum(p.numel() * p.element_size() for p in _parameters(model))
+
+
+def _parameters(model: LatentDiffusion) -> list[nn.Parameter]:
+    parts = (model.vae, model.unet, model.text_encoder)
+    return [parameter for part in parts for parameter in part.parameters()]
+
+
+def _perturbed(attack: Any, model: LatentDiffusion) -> object:
+    """One step on one photo, up to its loss."""
+    c, h, w = model.latent_shape
+    side = h * 2 ** (len(model.vae.config.block_out_channels) - 1)
+    photo = torch.zeros(1, 3, side, side)
+    with torch.no_grad():
+        clean = model.posterior(photo)
+    objective = attack.loss.bind(model, prompt=attack.instance_prompt, clean=clean, start=photo)
+    return objective(photo.clone().requires_grad_(), _draw(1, (c, h, w)))
+
+
+def _of_step(model: LatentDiffusion, training: Training) -> float:
+    """The bytes that a training step keeps for the gradients."""
+    images = 2 * training.settings.batch_size
+
+    def step() -> Tensor:
+        latents = torch.zeros(images, *model.latent_shape)
+        embeddings = model.text_embeddings(["a photo of a person"] * images)
+        if not training.parameters:
+            embeddings = embeddings.clone().requires_grad_()
+        return denoising(model, latents, _draw(images, model.latent_shape), embeddings)
+
+    for parameter in training.parameters:
+        parameter.requires_grad_(True)
+    try:
+        return _kept_for_gradients(model, step)
+    finally:
+        for parameter in training.parameters:
+            parameter.requires_grad_(False)
+
+
+def _draw(count: int, shape: tuple[int, int, int]) -> Draw:
+    normal = torch.zeros(count, *shape)
+    return Draw(torch.zeros(count, dtype=torch.long), normal, normal, normal, normal)
+
+
+def _kept_for_gradients(model: LatentDiffusion, forward: Callable[[], object]) -> float:
+    """The bytes that autograd keeps of a forward pass, besides the weights."""
+    weights = {parameter.untyped_storage()._cdata for parameter in _parameters(model)}
+    kept: dict[int, tuple[Tensor, int]] = {}  # tensors too, for an address may come again
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (tensor, storage.nbytes())
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = forward()  # held until all is counted
+    del result
+    return float(sum(size for _, size in kept.values()))

@@ -1,0 +1,44 @@
+"""Which settings of an attack or a customizer decide its result."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.provenance import digest_of_file, digest_of_folder
+
+# options that came after the first records, with the value at which they change nothing
+LEFT_ALONE = {
+    "adapters": None,
+    "draws_per_step": 1,
+    "gradient": "image",
+    "optimizer_states": "32bit",
+    "transforms": [],
+}
+
+
+def in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings but those that change nothing where they are left alone, so that an
+    option that came later does not tell a method apart from its former self.
+
+    The other surrogates of an ensemble are not among them: their weights are.
+    """
+    unused = {"others"}
+    unused |= {key for key, value in LEFT_ALONE.items() if settings.get(key) == value}
+    unused |= set() if settings.get("transforms") else {"transform_samples"}
+    unused |= set() if settings.get("others") else {"combination"}
+    return {
+        key: in_use(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if key not in unused
+    }
+
+
+def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide a result: of files the contents, not where they lie."""
+    deciding = in_use(settings)
+    if "root" in deciding:
+        deciding["root"] = digest_of_folder(Path(deciding["root"]))
+    loss = deciding.get("loss", {})
+    if loss.get("target"):
+        deciding["loss"] = {**loss, "target": digest_of_file(Path(loss["target"]))}
+    return deciding

@@ -1,0 +1,58 @@
+"""Surrogates that train adapters instead of their weights."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from anticustom.attacks.inputs import SurrogateInputs
+from anticustom.draws import SeededDraws
+
+SHORT = ("attack.steps=2", "attack.surrogate_schedule.iterations=2")
+
+
+@pytest.fixture
+def aspl(configured):
+    """ASPL whose surrogate trains adapters."""
+    return configured("attack", "attack=aspl", "memory=12gb", *SHORT)
+
+
+def base_weights(model) -> dict[str, torch.Tensor]:
+    """The weights of UNet and text encoder without those of adapters."""
+    return {
+        name.replace(".base_layer", ""): value.clone()
+        for part in (model.unet, model.text_encoder)
+        for name, value in part.named_parameters()
+        if "lora_" not in name
+    }
+
+
+def test_the_surrogate_moves_by_its_adapters_alone(aspl, inputs_for, new_model):
+    model = new_model()
+    before = base_weights(model)
+    inputs = inputs_for(aspl, surrogates=[SurrogateInputs(model, SeededDraws(0, "a", (4, 8, 8)))])
+    protected = aspl(inputs)
+    after = base_weights(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    moved = [p for name, p in model.unet.named_parameters() if "lora_B" in name]
+    assert moved
+    assert sum(bool(parameter.any()) for parameter in moved) > len(moved) / 2
+    assert (protected - inputs.photos).abs().max() > 0
+
+
+def test_the_learning_rate_is_that_of_adapters(configured):
+    rates = {
+        words: configured("attack", *words).surrogate_schedule.training.learning_rate
+        for words in [
+            (f"attack={attack}", "surrogate_model=sd21", f"memory={memory}")
+            for attack in ("aspl", "fsmg")
+            for memory in ("24gb", "12gb")
+        ]
+    }
+    assert list(rates.values()) == [5e-7, 1e-4, 5e-7, 1e-4]
+
+
+@pytest.mark.parametrize("kill_at", [("surrogate training", 9), ("perturbation", 3)])
+def test_a_killed_attack_goes_on_and_ends_with_the_same_bytes(aspl, inputs_for, resumed, kill_at):
+    inputs = partial(inputs_for, aspl)
+    assert torch.equal(resumed(aspl, inputs, kill_at), aspl(inputs()))

@@ -1,0 +1,132 @@
+"""What a run takes of a GPU, counted without one."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from anticustom import diffusion
+from anticustom.adapters import add_adapters
+from anticustom.draws import SeededDraws
+from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
+from experiments import memory, memory_counting
+from experiments.memory import GIB, NAMES, check_fits
+from experiments.memory_counting import counting, of_adapters, of_weights
+from experiments.random_models import random_model
+from experiments.settings import Refused
+
+# what a program finds free on a card of each name, in GiB
+CARDS = {"40gb": 39.4, "24gb": 23.5, "12gb": 11.6}
+
+
+@pytest.fixture(scope="module")
+def sd21(tmp_path_factory):
+    """A folder with the shapes of Stable Diffusion 2.1, and no weights."""
+    folder = tmp_path_factory.mktemp("sd21")
+    with counting():
+        model = random_model("sd21", "cpu", "float32")
+    for part in ("unet", "vae", "scheduler"):
+        getattr(model, part).save_config(folder / part)
+    model.text_encoder.config.save_pretrained(folder / "text_encoder")
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def fits(conf, sd21):
+    """Check a configuration on a GPU of so many GiB."""
+
+    def check(available: float, *words: str) -> None:
+        words = ["surrogate_model=sd21", "precision=mixed", *words]
+        with initialize_config_dir(conf, version_base="1.3"):
+            config = compose("config", [*words, "dataset=portraits"])
+        folders = {"surrogate_model": sd21, "customizer.base_model": sd21}
+        choices = {"attack": "simac", "customizer": "dreambooth"}
+        for word in words:
+            group, _, name = word.partition("=")
+            choices |= {group: name} if group in choices else {}
+        check_fits(config, folders, choices, available * GIB)
+
+    return check
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_simac_and_a_victim_fit_the_card_that_the_setting_is_named_after(fits, name):
+    customizer = "lora" if name == "12gb" else "dreambooth"
+    fits(CARDS[name], f"memory={name}", f"customizer={customizer}")
+
+
+@pytest.mark.parametrize(
+    ("available", "words", "said"),
+    [
+        (23.5, [], r"attack=simac takes 3\d\.\d GiB, .* 23\.5 GiB free: run with memory=24gb"),
+        (11.6, ["memory=24gb"], r"attack=simac takes 2\d\.\d GiB, .*: run with memory=12gb"),
+        (15, ["attack=none"], r"customizer=dreambooth takes 2.* run with memory=24gb \(14\."),
+        (11.6, ["attack=none"], r"even at its least .* memory=24gb .*; customizer=lora takes less"),
+        (3, ["attack=advdm"], r"attack=advdm takes .* even at its least .* \(6\.\d GiB\)$"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_setting_that_does(fits, available, words, said):
+    with pytest.raises(Refused, match=said):
+        fits(available, *words)
+
+
+def test_stages_that_do_not_run_need_nothing(fits):
+    fits(3, "attack=noise", "stages=[protect]")
+    fits(1, "stages=[eval]")
+
+
+@pytest.mark.parametrize(("states", "tolerance"), [("32bit", 0.001), ("8bit", 0.05)])
+def test_a_training_takes_what_is_counted(states, tolerance):
+    """Gradients, moments and the copy, measured on the embedded model."""
+    model = diffusion.load("tiny")
+    settings = FineTuning(learning_rate=1e-5, optimizer_states=states)
+    prompts = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
+    trainer = Trainer(model, all_weights(model), settings, **prompts)
+    photos = encode(model, "ab", torch.rand(2, 3, 128, 128))
+    draws = SeededDraws(0, "memory", model.latent_shape)
+    trainer.train(photos, photos, 1, draws, "step", photo_set="photos")
+    copy, _ = trainer.state()
+    moments = {name: value for name, value in copy.items() if name.startswith("adam.")}
+    taken = sum(p.nbytes for p in all_weights(model)) + _bytes(moments) + _bytes(copy)
+    counted = of_weights(settings, all_weights(model), kept=True).bytes
+    assert counted == pytest.approx(taken, rel=tolerance)
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_adapters_are_counted_as_they_are():
+    layers = ["to_q", "conv1", "proj_in"]
+    model = diffusion.load("tiny")
+    counted = of_adapters(FineTuning(learning_rate=1e-4), model, layers, 4)
+    assert counted.count == sum(p.numel() for p in add_adapters(model, layers, 4, 0))
+
+
+def test_checkpointing_keeps_less_and_gives_the_same_gradients():
+    kept, gradients = {}, {}
+    for checkpointing in (False, True):
+        model = diffusion.load("tiny", gradient_checkpointing=checkpointing)
+        noisy = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+        noisy.requires_grad_()
+        embeddings = model.text_embeddings(["a photo of person"])
+
+        def loss(model=model, noisy=noisy, embeddings=embeddings) -> torch.Tensor:
+            return model.predict(noisy, torch.tensor([10, 500]), embeddings).pow(2).sum()
+
+        kept[checkpointing] = memory_counting._kept_for_gradients(model, loss)
+        (gradients[checkpointing],) = torch.autograd.grad(loss(), noisy)
+    assert kept[True] < 0.5 * kept[False]
+    torch.testing.assert_close(gradients[True], gradients[False])
+
+
+def test_the_cpu_is_not_asked(monkeypatch):
+    assert memory.free_bytes("cpu") is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9))
+    assert memory.free_bytes("cuda:1") == 5
+
+
+def test_every_setting_has_the_keys_of_all(conf):
+    files = {name: OmegaConf.load(f"{conf}/memory/{name}.yaml") for name in NAMES}
+    assert len({frozenset(node) for node in files.values()}) == 1
