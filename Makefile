@@ -7,7 +7,7 @@ RECORDS ?= outputs/records
 export HF_HUB_OFFLINE ?= 1
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test lint setup tiny tiny-check embedded-check publish leaderboard reproduce bench clean
+.PHONY: help demo test lint setup tiny tiny-b tiny-check embedded-check publish leaderboard reproduce bench clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ lint: setup  ## Check style, formatting and the direction of imports
 
 tiny: setup  ## Train the embedded model from nothing (hours on two cores; goes on where it was stopped)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m experiments.train_tiny
+
+tiny-b: setup  ## Train the second, narrower embedded model from nothing
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m experiments.train_tiny --model tiny_b
 
 tiny-check: setup  ## Measure the embedded model on its own
 	$(BIN)/python -m experiments.tiny_check

@@ -1,4 +1,4 @@
-"""The embedded model `tiny` before its training: Stable Diffusion's parts, made small."""
+"""The embedded models before their training: Stable Diffusion's parts, made small."""
 
 import json
 
@@ -20,6 +20,7 @@ PROMPT_WORDS = (
     "front eiffel tower riding bike on top mount fuji with and without wearing"
 )
 MAX_LENGTH = 32
+WIDTHS = {"tiny": (48, 96, 128, 160), "tiny_b": (32, 64, 80, 96)}  # of the UNets' levels
 
 
 def make_tokenizer(captions: list[list[str]]) -> CLIPTokenizer:
@@ -80,14 +81,14 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def new_unet() -> UNet2DConditionModel:
+def new_unet(model: str) -> UNet2DConditionModel:
     """Return a UNet of four levels; attention at the finest would cost as much as all the rest."""
     return UNet2DConditionModel(
         sample_size=SIZE // FACTOR,
         in_channels=8,
         out_channels=8,
         layers_per_block=1,
-        block_out_channels=(48, 96, 128, 160),
+        block_out_channels=WIDTHS[model],
         norm_num_groups=8,
         cross_attention_dim=128,
         attention_head_dim=4,

@@ -1,10 +1,12 @@
-"""Train the embedded model `tiny` on captioned procedural portraits, from nothing; goes on where
-it was stopped.
+"""Train an embedded model on captioned procedural portraits, from nothing; goes on where it was
+stopped.
 
 `python -m experiments.train_tiny` renders the training portraits, trains the autoencoder, then the
-UNet with its text encoder, and writes the model in the diffusers layout. Every stage leaves its
-state under --work. `torchrun --nproc-per-node 2 -m experiments.train_tiny` shares each step among
-processes, which on a CPU is faster than threads.
+UNet with its text encoder, and writes the model in the diffusers layout. `--model tiny_b` is
+narrower and has other random numbers; it takes the autoencoder of `tiny`, as versions of Stable
+Diffusion share theirs. Every stage leaves its state under --work.
+`torchrun --nproc-per-node 2 -m experiments.train_tiny` shares each step among processes, which on a
+CPU is faster than threads.
 """
 
 import argparse
@@ -20,8 +22,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from anticustom.diffusion import EMBEDDED
+from anticustom.draws import keyed_generator
 from experiments.tiny_model import (
     RARE_TOKENS,
+    WIDTHS,
     make_tokenizer,
     new_autoencoder,
     new_scheduler,
@@ -43,6 +48,7 @@ from experiments.training_run import (
     shuffled_batches,
 )
 
+SEEDS = {"tiny": 1, "tiny_b": 2}  # of UNet and text encoder
 NOISE = 12  # largest amplitude of the noise that the encoder learns to see through, grey levels
 
 
@@ -56,7 +62,7 @@ def train_autoencoder(work: Path, images: Tensor, steps: int, device: str) -> Au
     rank, processes = rank_and_processes()
     torch.manual_seed(0)
     vae = new_autoencoder().to(device)
-    run = Run(work / "autoencoder.pt", vae, steps, learning_rate=1e-3)
+    run = Run(work / "tiny-autoencoder.pt", vae, steps, learning_rate=1e-3)
     batches = shuffled_batches(torch.arange(len(images)), 16, run.first)
     for step in run:
         generator = torch.Generator().manual_seed(processes * step + rank)
@@ -94,6 +100,7 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 def train_unet(
+    model: str,
     work: Path,
     vae: AutoencoderKL,
     portraits: TrainingPortraits,
@@ -104,8 +111,8 @@ def train_unet(
     """Return UNet and text encoder, the averages of their weights over the last thousands of
     steps.
     """
-    rank, processes = rank_and_processes()
-    torch.manual_seed(1)
+    rank, _ = rank_and_processes()
+    torch.manual_seed(SEEDS[model])
     tokenizer = make_tokenizer([*portraits.captions, names()])
     tokens = tokenizer(
         [text for texts in portraits.captions for text in texts] + [""],
@@ -116,22 +123,22 @@ def train_unet(
     empty, tokens = tokens[-1], tokens[:-1].view(len(portraits.captions), CAPTIONS, -1)
     with first_process_first():
         posteriors = encode_all(work, vae, portraits.images, device)
-    text_encoder, unet = new_text_encoder(tokenizer).to(device), new_unet().to(device)
+    text_encoder, unet = new_text_encoder(tokenizer).to(device), new_unet(model).to(device)
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     scheduler = new_scheduler()
     average = EMAModel(both.parameters(), decay=0.999, use_ema_warmup=True, power=0.75)
-    run = Run(work / "unet.pt", both, steps, learning_rate=6e-4, average=average)
+    run = Run(work / f"{model}-unet.pt", both, steps, learning_rate=6e-4, average=average)
     average.to(device)
     everyone = torch.arange(len(tokens))
     # the named are drawn thrice as often: one word has to become one face
     batches = shuffled_batches(
-        torch.cat([everyone, *[everyone[:NAMED_PORTRAITS]] * 2]), batch, run.first
+        torch.cat([everyone, *[everyone[:NAMED_PORTRAITS]] * 2]), batch, run.first, SEEDS[model]
     )
     if device == "cpu":  # where the gradient of the fused attention is slower than plain products
         unet.set_attn_processor(AttnProcessor())
     for step in run:
         chosen = next(batches)
-        generator = torch.Generator().manual_seed(processes * step + rank)
+        generator = keyed_generator(SEEDS[model], step, rank)
         mean, std = (part.float().to(device) for part in posteriors[:, chosen])
         noise, normal = torch.randn((2, *mean.shape), generator=generator).to(device)
         timesteps = torch.randint(0, 1000, (len(chosen),), generator=generator).to(device)
@@ -181,12 +188,11 @@ def encode_all(work: Path, vae: AutoencoderKL, images: Tensor, device: str) -> T
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=WIDTHS, default="tiny")
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/tiny"), help="states of the training"
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("anticustom/weights/tiny"), help="the model"
-    )
+    parser.add_argument("--output", type=Path, help="the model; anticustom/weights/MODEL")
     parser.add_argument("--portraits", type=int, default=18000)
     parser.add_argument("--autoencoder-steps", type=int, default=2700, help="of 16 portraits")
     parser.add_argument("--unet-steps", type=int, default=6500, help="of --batch portraits")
@@ -197,9 +203,13 @@ def main(arguments: list[str] | None = None) -> None:
     join_processes()
     with first_process_first():
         portraits = training_portraits(work, settings.portraits)
-    vae = train_autoencoder(work, portraits.images, settings.autoencoder_steps, device)
+    if settings.model == "tiny":
+        vae = train_autoencoder(work, portraits.images, settings.autoencoder_steps, device)
+    else:
+        vae = AutoencoderKL.from_pretrained(EMBEDDED / "tiny" / "vae").to(device)
+        vae.eval().requires_grad_(False)
     unet, text_encoder, tokenizer = train_unet(
-        work, vae, portraits, settings.unet_steps, settings.batch, device
+        settings.model, work, vae, portraits, settings.unet_steps, settings.batch, device
     )
     if rank_and_processes()[0] > 0:
         return
@@ -213,7 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(settings.output, safe_serialization=True)
+    output = settings.output or EMBEDDED / settings.model
+    pipeline.save_pretrained(output, safe_serialization=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from anticustom.draws import keyed_generator
+
 
 def join_processes() -> None:
     """Join the other processes if `torchrun` started several."""
@@ -36,7 +38,9 @@ def first_process_first() -> Iterator[None]:
         dist.barrier()
 
 
-def shuffled_batches(indices: Tensor, batch: int, first_step: int) -> Iterator[Tensor]:
+def shuffled_batches(
+    indices: Tensor, batch: int, first_step: int, seed: int = 0
+) -> Iterator[Tensor]:
     """Yield this process's part of batches of `indices` without end, every epoch in an order of
     its own, as if `first_step` batches had been drawn.
     """
@@ -45,9 +49,7 @@ def shuffled_batches(indices: Tensor, batch: int, first_step: int) -> Iterator[T
     step = first_step
     while True:
         epoch, position = divmod(step, per_epoch)
-        order = indices[
-            torch.randperm(len(indices), generator=torch.Generator().manual_seed(epoch))
-        ]
+        order = indices[torch.randperm(len(indices), generator=keyed_generator(seed, epoch))]
         for k in range(position, per_epoch):
             yield order[k * batch : (k + 1) * batch][rank::processes]
             step += 1

@@ -17,16 +17,17 @@ from experiments.training_portraits import NAMED_PORTRAITS, names
 from experiments.training_run import shuffled_batches
 
 
-def test_training_goes_on_and_writes_a_model(tmp_path):
+@pytest.mark.parametrize("name", ["tiny", "tiny_b"])
+def test_training_goes_on_and_writes_a_model(name, tmp_path):
     def train(steps: int) -> None:
         counts = {"portraits": 16, "autoencoder-steps": steps}
-        counts |= {"unet-steps": steps, "batch": 4}
+        counts |= {"unet-steps": steps, "batch": 4, "model": name}
         paths = {"work": tmp_path / "work", "output": tmp_path / "model", "device": "cpu"}
-        main([f"--{name}={value}" for name, value in (counts | paths).items()])
+        main([f"--{key}={value}" for key, value in (counts | paths).items()])
 
     train(1)
     train(2)  # goes on after the first step
-    saved = torch.load(tmp_path / "work" / "unet.pt", weights_only=True)
+    saved = torch.load(tmp_path / "work" / f"{name}-unet.pt", weights_only=True)
     assert saved["step"] == 2
     model = diffusion.load(str(tmp_path / "model"))
     images = model.sample(
