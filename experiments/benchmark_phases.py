@@ -159,8 +159,12 @@ def sampling(bench: Bench) -> tuple[Callable[[], object], int]:
 
 
 def simac(bench: Bench) -> tuple[Callable[[], object], int]:
-    """The whole attack on one identity."""
-    attack, photos = bench.attack, bench.photos(bench.count).cpu()
+    return whole(bench, bench.attack)
+
+
+def whole(bench: Bench, attack: Any) -> tuple[Callable[[], object], int]:
+    """The whole of an attack on one identity."""
+    photos = bench.photos(bench.count).cpu()
     start = [parameter.detach().clone() for parameter in all_weights(bench.model)]
 
     def call() -> None:

@@ -1,0 +1,146 @@
+"""Show what the protection of attacks costs: how far each lowers identity retention against the
+floating-point operations that it takes for one identity.
+
+`python -m experiments.analyse_cost outputs` reads records (files, folders, or a run's output_dir),
+counts the operations of each attack in them, and writes figure.png and numbers.csv.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from eval.statistics import estimate, paired_comparison
+from experiments import records
+from experiments.analysis_subjects import write
+from experiments.benchmark import counted
+from experiments.benchmark_phases import Bench, whole
+from experiments.configurations import OWN, configurations
+from experiments.publish import files_of
+from experiments.terminal import say
+
+Fall = dict[str, float]  # of retention, by identity
+
+
+def chosen(found: Mapping[str, Mapping], eps: float, customizer: str) -> dict[str, list[Mapping]]:
+    """Return the records of each method at a budget, customized in one way; raises ValueError
+    unless they are all of one setting of this project's own.
+    """
+    methods, settings = defaultdict(list), set()
+    for name, configuration in configurations(found).items():
+        setting = configuration.setting
+        if (setting.source, setting.customizer, configuration.eps) == (OWN, customizer, eps):
+            methods[configuration.method].append(found[name])
+            settings.add(setting.title)
+    if len(settings) != 1:
+        titles = "; ".join(sorted(settings)) or "none"
+        raise ValueError(
+            f"{customizer} at eps {eps:g}: expected records of one setting, not of {titles}"
+        )
+    return dict(methods)
+
+
+def falls(of_method: Sequence[Mapping]) -> Fall:
+    """Return how far identity retention falls, for each identity; seeds are averaged."""
+    found = defaultdict(list)
+    for record in of_method:
+        arms = [record["scores"][arm]["identity_retention"] for arm in ("unprotected", "protected")]
+        if None not in arms:
+            found[record["identity"]].append(arms[0] - arms[1])
+    return {identity: fmean(values) for identity, values in found.items()}
+
+
+def operations(record: Mapping) -> int:
+    """Return the floating-point operations of a record's attack on random photos of its size."""
+    settings = {k: v for k, v in record["config"]["attack"].items() if k != "others"}
+    attack = instantiate(settings, _convert_="object")
+    if not attack.needs_surrogate:
+        return 0
+    bench = Bench(record["surrogate_model"], "cpu", len(record["perceptibility"]["images"]))
+    call, _ = whole(bench, attack)
+    return counted(call)
+
+
+def table(methods: Mapping[str, Sequence[Mapping]], reference: str) -> pd.DataFrame:
+    """Return a row for each method, the cheapest first; paired with `reference` over the identities
+    that both have.
+    """
+    if reference not in methods:
+        raise ValueError(f"--reference {reference}: expected one of {', '.join(sorted(methods))}")
+    falling, rows = {method: falls(of_it) for method, of_it in methods.items()}, []
+    for method, own in falling.items():
+        say(f"counting {method} ...")
+        both = sorted(set(own) & set(falling[reference]))
+        test = paired_comparison(
+            [own[identity] for identity in both],
+            [falling[reference][identity] for identity in both],
+        )
+        mean = estimate(list(own.values()))
+        rows.append(
+            {
+                "method": method,
+                "tflop": operations(methods[method][0]) / 1e12,
+                "identities": len(own),
+                "retention_falls_by": mean.mean,
+                "low": mean.low,
+                "high": mean.high,
+                f"more_than_{reference}": test.difference.mean,
+                "more_low": test.difference.low,
+                "more_high": test.difference.high,
+                "p": test.p_value,
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["tflop", "method"], ignore_index=True)
+
+
+def draw(numbers: pd.DataFrame, eps: float) -> Figure:
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for row in numbers[numbers.tflop > 0].itertuples():
+        low, high = row.retention_falls_by - row.low, row.high - row.retention_falls_by
+        axes.errorbar(row.tflop, row.retention_falls_by, [[low], [high]], fmt="o", capsize=3)
+        axes.annotate(f" {row.method}", (row.tflop, row.retention_falls_by))
+    axes.set(
+        xscale="log",
+        xlabel="TFLOP for one identity, counted",
+        ylabel="identity retention falls by",
+        title=f"eps {eps:g}, means with 95 % intervals",
+    )
+    axes.axhline(0, color="grey", linewidth=0.8)
+    return figure
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        "python -m experiments.analyse_cost", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("records", type=Path, nargs="*", default=[Path("outputs")])
+    parser.add_argument("--eps", type=float, default=8)
+    parser.add_argument("--customizer", default="dreambooth")
+    parser.add_argument(
+        "--reference", default="simac", help="the method that others are paired with"
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/analyses/cost"))
+    settings = parser.parse_args(words)
+    try:
+        files = files_of(settings.records)
+        found = {str(file): records.read(file) for file in files}
+        numbers = table(chosen(found, settings.eps, settings.customizer), settings.reference)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    paths = write(settings.output_dir, numbers, draw(numbers, settings.eps))
+    print(tabulate(numbers, "keys", showindex=False, floatfmt=".3g"))
+    for path in paths:
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Protection against its cost, on made-up scores."""
+
+import json
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments import analyse_cost
+from experiments.analyse_cost import chosen, falls, main, operations
+
+COSTS = {"noise": 0, "simac_fast": 5e11, "simac": 5e12}
+
+
+@pytest.fixture
+def folder(made_up, tmp_path, monkeypatch):
+    """Records of ten people: noise does nothing, SimAC takes 0.3, the fast one a little less."""
+    monkeypatch.setattr(analyse_cost, "operations", lambda record: COSTS[record["attack"]])
+    folder = tmp_path / "records"
+    folder.mkdir()
+    for attack, fall in (("noise", 0.0), ("simac", 0.3), ("simac_fast", 0.28)):
+        for k in range(10):
+            loss = "none" if attack == "noise" else "feature_interference"
+            record = made_up(
+                0.8 - fall - k / 1000, attack=attack, identity=str(k), loss=loss, eps=8
+            )
+            (folder / f"{attack}_{k}.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_the_table_and_the_figure(folder, tmp_path, capsys):
+    main([str(folder), "--output-dir", str(tmp_path / "out")])
+    numbers = pd.read_csv(tmp_path / "out" / "numbers.csv").set_index("method")
+    assert list(numbers.index) == ["noise", "simac_fast", "simac"]  # the cheapest first
+    assert numbers.tflop.tolist() == [0, 0.5, 5]
+    fast = numbers.loc["simac_fast"]
+    assert fast.retention_falls_by == pytest.approx(0.2845, abs=1e-4)
+    assert fast.low < fast.retention_falls_by < fast.high
+    assert fast.more_than_simac == pytest.approx(-0.02, abs=1e-4)
+    assert fast.p < 0.01
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 5000
+    assert "retention_falls_by" in capsys.readouterr().out
+
+
+def test_identities_are_paired_and_seeds_averaged(made_up):
+    records = [made_up(0.5), made_up(0.3, seed=1), made_up(0.8, identity="7")]
+    assert falls(records) == pytest.approx({records[0]["identity"]: 0.4, "7": 0.0})
+
+
+def test_records_of_two_settings_are_refused(made_up):
+    records = {"a": made_up(), "b": made_up(countermeasure="jpeg75"), "c": made_up(eps=4)}
+    eps = records["a"]["eps"]
+    with pytest.raises(ValueError, match=r"one setting, not of .*jpeg75"):
+        chosen(records, eps, "dreambooth")
+    with pytest.raises(ValueError, match="not of none"):
+        chosen(records, 12, "dreambooth")
+    assert list(chosen({"a": records["a"]}, eps, "dreambooth")) == ["simac"]
+
+
+def test_an_unknown_reference_is_refused(folder):
+    with pytest.raises(SystemExit, match=r"--reference aspl: expected one of noise, simac"):
+        main([str(folder), "--reference", "aspl"])
+
+
+def test_operations_are_those_of_the_attack(conf):
+    def counted(steps: int) -> int:
+        with initialize_config_dir(conf, version_base="1.3"):
+            config = compose("config", ["attack=advdm", f"attack.steps={steps}"])
+        attack = OmegaConf.to_container(config, resolve=True)["attack"]
+        images = {"images": [{}]}
+        record = {"surrogate_model": "tiny", "config": {"attack": attack}, "perceptibility": images}
+        return operations(record)
+
+    one, two, three = map(counted, (1, 2, 3))
+    assert three - two == two - one > 0  # a step costs the same each time
+    noise = {"attack": {"_target_": "anticustom.attacks.controls.Noise", "eps": 8}}
+    assert operations({"config": noise}) == 0
