@@ -26,6 +26,7 @@ from experiments.stages import PARTS, Stages
 from experiments.store import Artifact, Store
 from experiments.tables import print_table
 from experiments.terminal import say
+from experiments.tracking import filled_in
 
 
 def run(config: DictConfig) -> list[Path]:
@@ -68,7 +69,7 @@ class Pipeline:
         self.countermeasure = build(without(self.config["countermeasure"], "model"))
         self.customizer = build(without(self.config["customizer"], "base_model", "precision"))
         self.scorer = build(config.metrics, device=self.device)
-        self.tracker = build(self._tracker(config))
+        self.tracker = build(filled_in(config.tracker, choices))
         self.surrogate_model = self._model(config.surrogate_model)
         others = self.config["attack"].get("others", {})  # surrogates of an ensemble
         self.surrogates = {"surrogate_model": self.surrogate_model}
@@ -92,12 +93,6 @@ class Pipeline:
 
     def _model(self, node: Mapping) -> Model:
         return model_of(node, self.config["memory"]["gradient_checkpointing"])
-
-    def _tracker(self, config: DictConfig) -> DictConfig:
-        tracker = config.tracker.copy()
-        if tracker.get("upload_images", False) is None:
-            tracker.upload_images = self.choices["dataset"] != "folder"
-        return tracker
 
     def _refuse_what_is_missing(self) -> None:
         missing = []

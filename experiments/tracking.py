@@ -8,11 +8,15 @@ import re
 import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from experiments.disk import atomic_write
 from experiments.records import as_json
@@ -51,6 +55,7 @@ class WandbTracker:
     mode: str = "auto"
     upload_images: bool = False
     entity: str | None = None
+    group: str | None = None  # of the runs; None: by attack
     timeout: float = 20  # seconds that a server has to accept a run, and three times to end it
 
     def __post_init__(self) -> None:
@@ -68,7 +73,8 @@ class WandbTracker:
         run_id = key if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key) else _digest(key)
         pictures = dict(pictures) if self.upload_images else {}
         marker = folder / f"{run_id}.json"
-        content = _digest(as_json(record), repr(self), *map(str, pictures))
+        # in which of its sweeps a record is asked for makes no other run
+        content = _digest(as_json(record), repr(replace(self, group=None)), *map(str, pictures))
         if (done := _read(marker)).get("content") == content:
             return done["where"]
         _remove_runs(folder, run_id)  # left by a kill, or of an older record of the same key
@@ -103,7 +109,7 @@ class WandbTracker:
             "entity": self.entity,
             "id": run_id,
             "name": "-".join(str(record[name]) for name in ("attack", "eps", "identity")),
-            "group": record["attack"],
+            "group": self.group or record["attack"],
             "config": _config(record),
             "dir": folder.parent,
             "settings": settings,
@@ -125,6 +131,21 @@ class WandbTracker:
                 run.log({f"pictures/{name}": wandb.Image(str(path))})
             run.summary.update(_scalars(record))
         return where or str(Path(run.dir).parent)
+
+
+def filled_in(tracker: DictConfig, choices: Mapping[str, str]) -> DictConfig:
+    """Return a tracker's settings with what they leave to the run: whether pictures may be
+    uploaded, and the group, which is an experiment's name, or the time of a sweep without one.
+    """
+    tracker = tracker.copy()
+    if tracker.get("upload_images", False) is None:
+        tracker.upload_images = choices["dataset"] != "folder"
+    if "group" in tracker and tracker.group is None:
+        hydra = HydraConfig.get() if HydraConfig.initialized() else None
+        sweeps = hydra is not None and hydra.mode is RunMode.MULTIRUN
+        tracker.group = choices.get("experiment")
+        tracker.group = tracker.group or (f"sweep {Path(hydra.sweep.dir).name}" if sweeps else None)
+    return tracker
 
 
 def _import_wandb(folder: Path):

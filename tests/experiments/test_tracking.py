@@ -8,9 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from experiments.tracking import NoTracker, WandbTracker
+from experiments.tracking import NoTracker, WandbTracker, filled_in
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -94,8 +96,8 @@ def offline(tmp_path_factory):
     changed = RECORD | {"eps": 16}
     where, printed = place.track(
         place.call(mode="offline", upload_images=True),
-        place.call(mode="offline", upload_images=True, name="again"),
-        place.call(key="1", mode="offline"),
+        place.call(mode="offline", upload_images=True, name="again", group="another sweep"),
+        place.call(key="1", mode="offline", group="benchmark"),
         place.call(key="changed", mode="offline"),
         place.call(key="changed", mode="offline", record=changed, name="later"),
         place.call(key="a/b ü", mode="auto", name="odd"),
@@ -180,6 +182,30 @@ def test_the_same_record_makes_no_second_run_and_a_changed_one_replaces_it(offli
     assert content_of(Path(where[4]))[1]["eps"] == 16
     assert len(place.runs()) == 4
     assert len([run for run in place.runs() if run.name.endswith("-changed")]) == 1
+
+
+def test_runs_are_grouped_by_sweep_or_else_by_attack(offline):
+    groups = [content_of(Path(offline[1][k]))[0].run_group for k in (0, 2)]
+    assert groups == ["simac", "benchmark"]
+
+
+def test_what_a_tracker_leaves_open_follows_the_run(conf):
+    def filled(*words: str, mode: str = "RUN", **choices: str):
+        words = ("tracker=wandb", *words, f"hydra.mode={mode}", "hydra.sweep.dir=logs/monday")
+        with initialize_config_dir(conf, version_base="1.3"):
+            config = compose("config", list(words), return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        try:
+            tracker = filled_in(config.tracker, {"dataset": "portraits", **choices})
+        finally:
+            HydraConfig.instance().cfg = None
+        return tracker.group, tracker.upload_images
+
+    assert filled() == (None, True)
+    assert filled(dataset="folder") == (None, False)
+    assert filled(mode="MULTIRUN") == ("sweep monday", True)
+    assert filled(mode="MULTIRUN", experiment="budgets") == ("budgets", True)
+    assert filled("tracker.group=mine", mode="MULTIRUN", experiment="budgets") == ("mine", True)
 
 
 def test_a_key_that_cannot_be_a_run_id_is_replaced(offline):
