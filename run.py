@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> list[Path]:
+def main(config: DictConfig) -> list[Path] | None:
     # after --help, which needs none of it; libraries are silenced before they are imported
     from experiments.terminal import quiet_libraries
 

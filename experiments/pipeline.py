@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,25 +30,35 @@ from experiments.terminal import say
 from experiments.tracking import filled_in
 
 
-def run(config: DictConfig) -> list[Path]:
+def run(config: DictConfig) -> list[Path] | None:
     """Run the stages of a composed configuration; return the records' paths, one per identity.
 
     What cannot run is refused in one line before work starts: then, and when a run must stop, the
-    process exits with 1. HYDRA_FULL_ERROR=1 shows the whole traceback.
+    process exits with 1. In a sweep the other jobs go on; the one that failed returns None.
+    HYDRA_FULL_ERROR=1 shows the whole traceback.
     """
     try:
         return Pipeline(config, dict(HydraConfig.get().runtime.choices)).run()
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        return _failed(" ".join(str(error).split()))
     except torch.OutOfMemoryError as error:
-        sys.exit(
-            f"error: {str(error).split('.')[0]}: lower class_images or gallery batch_size, or the "
+        return _failed(
+            f"{str(error).split('.')[0]}: lower class_images or gallery batch_size, or the "
             "customizer's training.batch_size; what is done is kept"
         )
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command goes on where it was")
+
+
+def _failed(reason: str) -> None:
+    """End the process, or only the job where others of its sweep run in the same process."""
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN and hydra.launcher._target_.endswith(".BasicLauncher"):
+        say(f"error: {reason}")
+    else:
+        sys.exit(f"error: {reason}")
 
 
 class Pipeline:

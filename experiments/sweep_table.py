@@ -16,15 +16,20 @@ COLUMNS = [("unprotected", KEYS[0]), *(("protected", key) for key in KEYS)]
 class SweepTable(Callback):
     """Collects the records of a sweep's jobs and prints their protected victims' scores.
 
-    Of jobs that came to the same records only the first is shown. Jobs that a launcher sends to
-    other processes are not seen; their records are.
+    Of jobs that came to the same records only the first is shown. A sweep with jobs that failed
+    ends with 1. Jobs that a launcher sends to other processes are not seen; their records are.
     """
 
     def __init__(self) -> None:
+        self.failed: list[str] = []
         self.jobs: dict[tuple[Path, ...], tuple[list[str], list[Mapping]]] = {}
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if job_return.status is JobStatus.COMPLETED and job_return.return_value:
+        if job_return.status is not JobStatus.COMPLETED:
+            return
+        if job_return.return_value is None:
+            self.failed.append(" ".join(job_return.overrides or []))
+        elif job_return.return_value:
             from experiments import records
 
             paths = tuple(job_return.return_value)
@@ -36,6 +41,11 @@ class SweepTable(Callback):
             text = f"\n{sweep_table(list(self.jobs.values()))}\n"
             encoding = sys.stdout.encoding or "utf-8"
             print(text.encode(encoding, "replace").decode(encoding))
+        if self.failed:
+            jobs = "; ".join(self.failed)
+            sys.exit(
+                f"error: jobs failed, for the reasons above: {jobs}. Run the sweep again for them"
+            )
 
 
 def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
