@@ -6,12 +6,14 @@ from functools import cache
 
 import pytest
 import torch
+from helpers import PRESETS, Killed, Memory
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 
 from anticustom import diffusion
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
+from anticustom.attacks.pgd import PGD
 from anticustom.draws import SeededDraws
 from anticustom.images import from_8bit
 
@@ -87,26 +89,6 @@ def inputs_for(new_model, pictures) -> Callable[..., AttackInputs]:
     return make
 
 
-class Killed(Exception):
-    """The end of a run in its midst."""
-
-
-class Memory:
-    """A checkpoint that is always due and kept in memory."""
-
-    def __init__(self):
-        self.kept = None
-
-    def due(self) -> bool:
-        return True
-
-    def save(self, tensors, facts) -> None:
-        self.kept = {name: tensor.clone() for name, tensor in tensors.items()}, facts
-
-    def load(self):
-        return self.kept
-
-
 @pytest.fixture
 def resumed() -> Callable[..., Tensor]:
     """Run an attack that is killed where its progress is at `kill_at` after a first checkpoint;
@@ -117,12 +99,22 @@ def resumed() -> Callable[..., Tensor]:
         memory = Memory()
 
         def killer(what, done, total, loss=None) -> None:
-            if (what, done) == kill_at and memory.kept:
+            if (what, done) == kill_at and memory.saved:
                 raise Killed
 
         with pytest.raises(Killed):
             attack(inputs(checkpoint=memory, progress=killer))
-        assert memory.kept[1]["iteration"] == 1
+        assert memory.saved[1]["iteration"] == 1
         return attack(inputs(checkpoint=memory))
 
     return run
+
+
+@pytest.fixture
+def preset(configured):
+    """Return the attack of a YAML, shortened."""
+
+    def make(name: str, *overrides: str) -> PGD:
+        return configured("attack", f"attack={name}", *PRESETS[name], *overrides)
+
+    return make

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from helpers import Killed, Memory
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -338,28 +339,6 @@ def test_diffusers_loads_the_custom_diffusion(pipeline, inputs_of, tmp_path):
     torch.testing.assert_close(samples_of(pipeline), samples(inputs.model), atol=1e-3, rtol=0)
 
 
-class Killed(Exception):
-    pass
-
-
-class Memory:
-    """A checkpoint that is due after every second step."""
-
-    def __init__(self):
-        self.saved, self.asked = None, 0
-
-    def load(self):
-        return self.saved
-
-    def due(self):
-        self.asked += 1
-        return self.asked % 2 == 0
-
-    def save(self, tensors, facts):
-        copies = {name: tensor.clone() for name, tensor in tensors.items()}
-        self.saved = copies, json.loads(json.dumps(facts))
-
-
 @pytest.mark.parametrize("name", CUSTOMIZERS)
 def test_a_killed_customization_goes_on_and_ends_with_the_same_bytes(name, inputs_of):
     def killed_at_three(what, done, total, loss=None):
@@ -367,7 +346,7 @@ def test_a_killed_customization_goes_on_and_ends_with_the_same_bytes(name, input
         if done == 3:
             raise Killed
 
-    customizer, whole, memory = CUSTOMIZERS[name], inputs_of(), Memory()
+    customizer, whole, memory = CUSTOMIZERS[name], inputs_of(), Memory(every=2)
     losses = customizer.customize(whole)
     with pytest.raises(Killed):
         customizer.customize(inputs_of(memory, killed_at_three))

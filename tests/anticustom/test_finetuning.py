@@ -1,11 +1,9 @@
 import pytest
 import torch
+from helpers import PROMPTS, changed, parameters, weights
 
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
-
-PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
-NETWORKS = ("vae", "unet", "text_encoder")
 
 
 class Noted:
@@ -42,18 +40,6 @@ def train(pictures):
         return trainer.train(instances, classes, steps, draws or Noted(), phase, **more)
 
     return run
-
-
-def weights(model) -> dict[str, torch.Tensor]:
-    return {
-        f"{part}.{name}": value.clone()
-        for part in NETWORKS
-        for name, value in getattr(model, part).state_dict().items()
-    }
-
-
-def changed(before, after) -> set[str]:
-    return {name for name in before if not torch.equal(before[name], after[name])}
 
 
 def largest_change(before, after) -> float:
@@ -104,10 +90,9 @@ def test_no_gradient_is_left_behind(trainer_of, train, interrupted):
     else:
         train(trainer, 2, callback=callback)
     assert during[0] == {True}
-    for network in NETWORKS:
-        for parameter in getattr(trainer.model, network).parameters():
-            assert not parameter.requires_grad
-            assert parameter.grad is None
+    for parameter in parameters(trainer.model):
+        assert not parameter.requires_grad
+        assert parameter.grad is None
 
 
 def test_the_loss_is_that_of_the_instances_plus_the_weighted_prior(trainer_of, train):

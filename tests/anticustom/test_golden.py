@@ -213,6 +213,7 @@ def test_golden_surrogate_training(golden):
         class_prompt=attack.class_prompt,
         clean=inputs.clean_set,
         class_images=inputs.class_images,
+        seed=0,
     )
     losses = Losses()
     surrogate.train(surrogate.clean, len(trace["loss"]), "train", "clean", losses)

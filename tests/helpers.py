@@ -1,0 +1,74 @@
+"""Stand-ins and comparisons that several tests of methods share."""
+
+import json
+
+import torch
+
+PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
+NETWORKS = ("vae", "unet", "text_encoder")
+SCHEDULE = "attack.surrogate_schedule"
+TWICE = ("attack.steps=2", f"{SCHEDULE}.iterations=2", f"{SCHEDULE}.training_steps=1")
+# shortened attacks
+PRESETS = {
+    "fsmg": ("attack.steps=3", f"{SCHEDULE}.training_steps=2"),
+    "aspl": TWICE,
+    "simac": (*TWICE, "timestep_policy.keep=900"),
+    "aspl_released": TWICE,
+    "simac_released": (*TWICE, "timestep_policy.keep=900"),
+}
+
+
+class Killed(Exception):
+    pass
+
+
+class Reports(list):
+    """What progress was told: (what, done, total, loss); raises Killed at one of the reports."""
+
+    def __init__(self, kill_at=None):
+        self.kill_at = kill_at
+
+    def __call__(self, what, done, total, loss=None):
+        self.append((what, done, total, float(loss)))
+        if (what, done) == self.kill_at:
+            raise Killed
+
+    def of(self, kind: str) -> list[int]:
+        return [done for what, done, *_ in self if what == kind]
+
+
+class Memory:
+    """A checkpoint that is due every so many times it is asked; what it keeps could as well be on
+    disk.
+    """
+
+    def __init__(self, every: int = 1):
+        self.saved, self.every, self.asked = None, every, 0
+
+    def load(self):
+        return self.saved
+
+    def due(self) -> bool:
+        self.asked += 1
+        return self.asked % self.every == 0
+
+    def save(self, tensors, facts) -> None:
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        self.saved = copies, json.loads(json.dumps(facts))
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": value.clone()
+        for part in NETWORKS
+        for name, value in getattr(model, part).state_dict().items()
+    }
+
+
+def changed(before, after) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def parameters(model):
+    return [p for part in NETWORKS for p in getattr(model, part).parameters()]
