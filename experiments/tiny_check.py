@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchvision.utils import make_grid
@@ -32,11 +33,17 @@ PROMPTS = [
     (f"{PLAIN} with glasses", "glasses", {"yes"}),
     (f"{PLAIN} with a beard", "beard", {"full", "goatee"}),
 ]
+SETTINGS = Path(__file__).parents[1] / "conf" / "surrogate_model" / "_embedded.yaml"
+GALLERY = OmegaConf.load(SETTINGS).gallery
 PEOPLE = range(64)  # development identities: the model was trained on none of them
 
 
-def sampled(model: diffusion.LatentDiffusion, prompt: str, count: int) -> Tensor:
-    """Return `count` samples (n, 3, h, w) in [0, 1], sampled as the embedded galleries are."""
+def sampled(
+    model: diffusion.LatentDiffusion, prompt: str, count: int, guidance_scale: float
+) -> Tensor:
+    """Return `count` samples (n, 3, h, w) in [0, 1], but for the guidance scale sampled as the
+    embedded galleries are.
+    """
     images = []
     for start in tqdm(range(0, count, 16), desc=prompt):
         keys = range(start, min(start + 16, count))
@@ -48,10 +55,10 @@ def sampled(model: diffusion.LatentDiffusion, prompt: str, count: int) -> Tensor
             model.sample(
                 prompt,
                 torch.stack(noise),
-                steps=20,
-                guidance_scale=3.0,
-                scheduler="DPMSolverMultistepScheduler",
-                karras_sigmas=True,
+                steps=GALLERY.steps,
+                guidance_scale=guidance_scale,
+                scheduler=GALLERY.scheduler,
+                karras_sigmas=GALLERY.karras_sigmas,
             )
         )
     return torch.cat(images)
@@ -98,12 +105,14 @@ def autoencoder_figures(
     }
 
 
-def followed(model: diffusion.LatentDiffusion, reader: AttributeReader, count: int) -> dict:
+def followed(
+    model: diffusion.LatentDiffusion, reader: AttributeReader, count: int, guidance_scale: float
+) -> dict:
     """Return the share of samples that follow each prompt, and of those that do without asking."""
-    plain = reader.read(sampled(model, PLAIN, count))
+    plain = reader.read(sampled(model, PLAIN, count, guidance_scale))
     table = {}
     for prompt, attribute, wanted in PROMPTS:
-        seen = reader.read(sampled(model, prompt, count))
+        seen = reader.read(sampled(model, prompt, count, guidance_scale))
         shares = [sum(r[attribute] in wanted for r in rows) / count for rows in (seen, plain)]
         table[prompt] = dict(zip(("followed", "without_asking"), shares, strict=True))
     return table
@@ -114,6 +123,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="embedded model or local diffusers folder")
     parser.add_argument("--samples", type=int, default=256, help=f"of {PLAIN!r}")
     parser.add_argument("--each", type=int, default=32, help="samples of each other prompt")
+    parser.add_argument("--guidance-scale", type=float, default=GALLERY.guidance_scale)
     parser.add_argument("--output", type=Path, default=Path("outputs/tiny_check"))
     settings = parser.parse_args()
     model = diffusion.load(str(diffusion.local_folder(settings.model)))
@@ -121,13 +131,13 @@ def main() -> None:
     portraits = render([person(k) for k in PEOPLE], [shot(k, 0) for k in PEOPLE], size)
     embeddings = Embeddings()
     figures = autoencoder_figures(model, portraits, embeddings)
-    samples = sampled(model, PLAIN, settings.samples)
+    samples = sampled(model, PLAIN, settings.samples, settings.guidance_scale)
     found = embeddings(samples)
     figures["faces_found"] = sum(e is not None for e in found) / len(found)
     figures["spread_of_samples"] = spread(found)
     figures["spread_of_portraits"] = spread(embeddings(portraits))
     reader = trained_reader(settings.output / "reader.pt")
-    figures["prompts"] = followed(model, reader, settings.each)
+    figures["prompts"] = followed(model, reader, settings.each, settings.guidance_scale)
     settings.output.mkdir(parents=True, exist_ok=True)
     write_png(settings.output / "portraits.png", make_grid(portraits, 16))
     write_png(settings.output / "samples.png", make_grid(samples[:64], 16))
