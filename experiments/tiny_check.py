@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="embedded model or local diffusers folder")
     parser.add_argument("--samples", type=int, default=256, help=f"of {PLAIN!r}")
-    parser.add_argument("--each", type=int, default=32, help="samples of each other prompt")
+    parser.add_argument("--each", type=int, default=24, help="samples of each other prompt")
     parser.add_argument("--guidance-scale", type=float, default=GALLERY.guidance_scale)
     parser.add_argument("--output", type=Path, default=Path("outputs/tiny_check"))
     settings = parser.parse_args()
