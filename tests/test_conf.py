@@ -256,6 +256,8 @@ def test_the_papers_numbers(job):
         "surrogate_schedule._target_": "anticustom.surrogates.Alternating",
         "surrogate_schedule.iterations": 50,
         "surrogate_schedule.training_steps": 3,
+        "surrogate_schedule.adapters": None,
+        "surrogate_schedule.training.optimizer_states": "32bit",
         f"{TRAINING}._target_": "anticustom.finetuning.FineTuning",
         f"{TRAINING}.learning_rate": 5e-7,
         f"{TRAINING}.batch_size": 1,
@@ -327,6 +329,17 @@ def test_an_adversary_differs_where_it_says_and_the_attack_stays(job, adversary,
     )
 
 
+@pytest.mark.parametrize("quirk", sorted(set(options("quirk")) - {"none"}))
+def test_a_quirk_is_one_of_the_released_presets_settings(job, quirk):
+    """It changes one key of SimAC, to what the released preset has there."""
+    described, released, own = (
+        flat(resolved(job(*words).attack))
+        for words in (["attack=simac"], ["attack=simac_released"], [f"quirk={quirk}"])
+    )
+    (key,) = [key for key in described if own[key] != described[key]]
+    assert own[key] == released[key]
+
+
 def test_the_command_line_wins_over_an_adversary(job):
     config = job("adversary=other_term", "customizer.instance_prompt=a photo of ohwx person")
     assert config.customizer.instance_prompt == "a photo of ohwx person"
@@ -337,7 +350,8 @@ def test_the_command_line_wins_over_an_adversary(job):
 def test_an_experiment_sweeps_over_what_exists(job, experiment):
     config = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
     assert config.hydra.mode.name == "MULTIRUN"
-    assert "noise" in config.hydra.sweeper.params.attack.split(",")
+    # one compares a method with itself, all others have the placebo in them
+    assert "noise" in config.hydra.sweeper.params.attack.split(",") or experiment == "quirks"
     for key, values in config.hydra.sweeper.params.items():
         for value in str(values).split(","):
             swept = job(f"experiment={experiment}", f"{key}={value}")
