@@ -233,8 +233,8 @@ def image_size(folder: Path) -> int:
 
 
 def shapes(folder: Path, precision: Precision) -> LatentDiffusion:
-    """Return the model in a diffusers folder with its weights left as they come: all that counts
-    are their shapes, as under FakeTensorMode.
+    """Return the model that the JSON files of a diffusers folder describe, its weights random: for
+    counting, under FakeTensorMode, where they take no memory.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import AutoConfig, CLIPTextModel, CLIPTokenizer
