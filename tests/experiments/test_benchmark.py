@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from experiments import benchmark
-from experiments.benchmark import PHASES, counted, measure
+from experiments.benchmark import DEFAULTS, PHASES, counted, measure
 from experiments.random_models import random_model
 
-SETTINGS = {"model": "tiny", "device": "cpu", "photos": 1, "repetitions": 2}
+SETTINGS = DEFAULTS | {"device": "cpu", "photos": 1, "repetitions": 2}
 
 
 def test_operations_are_counted():
