@@ -214,9 +214,14 @@ def test_a_state_before_any_training_can_be_restored(trainer_of, train):
 
 
 def test_moments_of_8_bits_take_a_quarter_and_train_nearly_alike(trainer_of, train):
-    """Only tensors of 4096 elements or more are quantized: here the table of the words."""
+    """Only tensors of 4096 elements or more are quantized: here the table of the words. An epsilon
+    above the gradients keeps steps from hanging on the sign of what rounds to nothing.
+    """
     before = weights(trainer_of().model)
-    trainers = {states: trainer_of(optimizer_states=states) for states in ("32bit", "8bit")}
+    trainers = {
+        states: trainer_of(0.1, optimizer_states=states, epsilon=0.01)
+        for states in ("32bit", "8bit")
+    }
     sizes, moved = {}, {}
     for states, trainer in trainers.items():
         train(trainer, 4)
@@ -226,7 +231,7 @@ def test_moments_of_8_bits_take_a_quarter_and_train_nearly_alike(trainer_of, tra
         after = weights(trainer.model)
         moved[states] = torch.cat([(after[name] - before[name]).flatten() for name in before])
     assert sizes["8bit"] < 0.35 * sizes["32bit"]
-    assert (moved["8bit"] - moved["32bit"]).norm() < 0.1 * moved["32bit"].norm()
+    assert 0 < (moved["8bit"] - moved["32bit"]).norm() < 0.02 * moved["32bit"].norm()
 
 
 def test_encoding_in_chunks_changes_nothing(model, pictures):
