@@ -36,10 +36,10 @@ def check_fits(
     for stage, group in (("protect", "attack"), ("customize", "customizer")):
         if stage not in config.stages:
             continue
-        needed = _bytes(stage, config, folders)
+        needed = stage_bytes(stage, config, folders)
         if needed <= available:
             continue
-        sizes = {name: _bytes(stage, _with_preset(config, name), folders) for name in NAMES}
+        sizes = {name: stage_bytes(stage, _with_preset(config, name), folders) for name in NAMES}
         fits = [name for name, size in sizes.items() if size <= available]
         least = fits[0] if fits else min(sizes, key=sizes.get)
         hint = "run with" if fits else "even at its least it does not fit, with"
@@ -51,7 +51,8 @@ def check_fits(
         )
 
 
-def _bytes(stage: str, config: DictConfig, folders: Mapping[str, Path]) -> float:
+def stage_bytes(stage: str, config: DictConfig, folders: Mapping[str, Path]) -> float:
+    """Return what `protect` or `customize` takes of a GPU; `folders` as for `check_fits`."""
     settings = OmegaConf.to_container(config, resolve=True)
     checkpointing = settings["memory"]["gradient_checkpointing"]
     with counting():

@@ -14,8 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from anticustom import adapters, diffusion
 from anticustom.customizers.custom_diffusion import CustomDiffusion, text_projections
-from anticustom.customizers.dreambooth import DreamBooth
 from anticustom.customizers.lora import LoRA
+from anticustom.customizers.textual_inversion import TextualInversion
 from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import Draw
 from anticustom.finetuning import FineTuning, all_weights
@@ -94,14 +94,14 @@ def bytes_to_customize(customizer: Any, model: LatentDiffusion) -> float:
     """Return the bytes that a customizer takes; the model's weights may be fake."""
     settings = customizer.training
     match customizer:
-        case DreamBooth():
-            training = of_weights(settings, all_weights(model))
         case LoRA():
             training = of_adapters(settings, model, customizer.unet_layers, customizer.rank)
         case CustomDiffusion():
             training = of_weights(settings, list(text_projections(model).values()))
-        case _:  # a few rows of the table of embeddings
+        case TextualInversion():  # a few rows of the table of embeddings
             training = of_weights(settings, [])
+        case _:  # DreamBooth; any other takes at most as much
+            training = of_weights(settings, all_weights(model))
     return UNCOUNTED + _weights(model) + training.bytes + _of_step(model, training)
 
 

@@ -9,10 +9,10 @@ from anticustom import diffusion
 from anticustom.adapters import add_adapters
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
-from experiments import memory, memory_counting
+from experiments import memory, memory_counting, memory_table
 from experiments.memory import GIB, NAMES, check_fits
-from experiments.memory_counting import counting, of_adapters, of_weights
-from experiments.random_models import random_model
+from experiments.memory_counting import of_adapters, of_weights
+from experiments.memory_table import write_shapes
 from experiments.settings import Refused
 
 # what a program finds free on a card of each name, in GiB
@@ -23,12 +23,7 @@ CARDS = {"40gb": 39.4, "24gb": 23.5, "12gb": 11.6}
 def sd21(tmp_path_factory):
     """A folder with the shapes of Stable Diffusion 2.1, and no weights."""
     folder = tmp_path_factory.mktemp("sd21")
-    with counting():
-        model = random_model("sd21", "cpu", "float32")
-    for part in ("unet", "vae", "scheduler"):
-        getattr(model, part).save_config(folder / part)
-    model.text_encoder.config.save_pretrained(folder / "text_encoder")
-    model.tokenizer.save_pretrained(folder / "tokenizer")
+    write_shapes("sd21", folder)
     return folder
 
 
@@ -69,6 +64,19 @@ def test_simac_and_a_victim_fit_the_card_that_the_setting_is_named_after(fits, n
 def test_what_does_not_fit_is_refused_with_a_setting_that_does(fits, available, words, said):
     with pytest.raises(Refused, match=said):
         fits(available, *words)
+
+
+def test_the_table_has_what_the_check_counts(monkeypatch, capsys):
+    monkeypatch.setattr(memory_table, "ATTACKS", ("advdm",))
+    monkeypatch.setattr(memory_table, "CUSTOMIZERS", ("lora",))
+    memory_table.main([])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    assert [cell.strip() for cell in rows[0]] == ["GiB", *NAMES]
+    sizes = {row[0].strip(): [float(cell) for cell in row[1:]] for row in rows[2:]}
+    assert list(sizes) == ["attack=advdm", "customizer=lora"]
+    # what the check refuses at 3 GiB, and takes at 12
+    assert all(3 < size < 12 for row in sizes.values() for size in row)
+    assert sizes["attack=advdm"][0] > sizes["attack=advdm"][1]
 
 
 def test_stages_that_do_not_run_need_nothing(fits):

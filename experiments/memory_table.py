@@ -1,0 +1,68 @@
+"""Print how much memory attacks and customizers take of a GPU, with each `memory=` setting.
+
+`python -m experiments.memory_table` counts for Stable Diffusion 2.1 in mixed precision, from shapes
+alone: no weights are loaded, and no GPU is needed. Arguments are overrides of the configuration.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hydra import compose, initialize_config_dir
+from tabulate import tabulate
+
+from anticustom import diffusion
+from experiments.memory import GIB, NAMES, stage_bytes
+from experiments.memory_counting import counting
+from experiments.random_models import random_model
+
+CONF = Path(__file__).parents[1] / "conf"
+ATTACKS = ("simac", "aspl", "fsmg", "advdm", "simac_released")
+CUSTOMIZERS = ("dreambooth", "lora", "custom_diffusion", "textual_inversion")
+
+
+def table(overrides: Sequence[str], folder: Path) -> list[list[str]]:
+    """Return a row for each attack and customizer: its name, and GiB with each setting."""
+    rows = []
+    for group, names in (("attack", ATTACKS), ("customizer", CUSTOMIZERS)):
+        stage = "protect" if group == "attack" else "customize"
+        for name in names:
+            sizes = []
+            for setting in NAMES:
+                config = compose("config", [*overrides, f"{group}={name}", f"memory={setting}"])
+                folders = {"surrogate_model": folder, "customizer.base_model": folder}
+                sizes.append(f"{stage_bytes(stage, config, folders) / GIB:.1f}")
+            rows.append([f"{group}={name}", *sizes])
+    return rows
+
+
+def write_shapes(name: str, folder: Path) -> None:
+    """Write the configurations of a random model of that name as a diffusers folder without
+    weights.
+    """
+    with counting():
+        model = random_model(name, "cpu", "float32")
+    for part in ("unet", "vae", "scheduler"):
+        getattr(model, part).save_config(folder / part)
+    model.text_encoder.config.save_pretrained(folder / "text_encoder")
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = sys.argv[1:] if arguments is None else arguments
+    overrides = ["surrogate_model=sd21", "precision=mixed", *given]
+    with (
+        initialize_config_dir(str(CONF), version_base="1.3"),
+        TemporaryDirectory() as temporary,
+    ):
+        model = compose("config", overrides).surrogate_model
+        folder = diffusion.local_folder(model.path)
+        if folder is None:
+            folder = Path(temporary)
+            write_shapes(model.name, folder)
+        print(tabulate(table(overrides, folder), ["GiB", *NAMES], "github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
