@@ -25,7 +25,7 @@ from experiments.benchmark_phases import PHASES as SHIPPED
 from experiments.benchmark_phases import Bench
 from experiments.benchmark_released import simac_as_released
 from experiments.provenance import peak_memory_bytes
-from experiments.terminal import say
+from experiments.terminal import quiet_libraries, say
 
 PHASES = {**SHIPPED, "simac_as_released": simac_as_released}
 DEFAULTS = {
@@ -111,6 +111,7 @@ def row(figures: dict) -> list:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    quiet_libraries()
     given = OmegaConf.from_cli(sys.argv[1:] if arguments is None else arguments)
     if unknown := set(given) - set(DEFAULTS):
         sys.exit(f"error: {', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}")

@@ -16,6 +16,7 @@ from anticustom import diffusion
 from experiments.memory import GIB, NAMES, stage_bytes
 from experiments.memory_counting import counting
 from experiments.random_models import random_model
+from experiments.terminal import quiet_libraries
 
 CONF = Path(__file__).parents[1] / "conf"
 ATTACKS = ("simac", "aspl", "fsmg", "advdm", "simac_released")
@@ -50,6 +51,7 @@ def write_shapes(name: str, folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    quiet_libraries()
     given = sys.argv[1:] if arguments is None else arguments
     overrides = ["surrogate_model=sd21", "precision=mixed", *given]
     with (

@@ -25,6 +25,7 @@ from anticustom.portraits.people import HAIR_COLOURS
 from eval.faces import FaceReader
 from eval.recognizers import load_recognizer
 from experiments.attribute_reader import AttributeReader, trained_reader
+from experiments.terminal import quiet_libraries
 
 PLAIN = "a photo of person"
 # the prompt, the attribute it asks for, and the values that count as followed
@@ -119,6 +120,7 @@ def followed(
 
 
 def main() -> None:
+    quiet_libraries()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="embedded model or local diffusers folder")
     parser.add_argument("--samples", type=int, default=256, help=f"of {PLAIN!r}")
