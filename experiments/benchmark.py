@@ -39,6 +39,8 @@ DEFAULTS = {
     "output": "outputs/benchmark.json",
 }
 
+LONG = 20  # seconds
+
 
 def matrix_peak(device: str, dtype: torch.dtype) -> float:
     """Return the FLOP/s of the machine's best product of two square matrices."""
@@ -49,15 +51,19 @@ def matrix_peak(device: str, dtype: torch.dtype) -> float:
 
 
 def timed(call: Callable[[], object], device: str, repetitions: int) -> list[float]:
-    """Return the seconds of `repetitions` calls, after one that warms up."""
-    seconds = []
-    for _ in range(repetitions + 1):
+    """Return the seconds of `repetitions` calls, after one that warms up; where that takes longer
+    than LONG, in which warming up is nothing, it counts too.
+    """
+    seconds: list[float] = []
+    warm_up = 1
+    while len(seconds) < repetitions + warm_up:
         _wait(device)
         start = time.perf_counter()
         call()
         _wait(device)
         seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+        warm_up = int(seconds[0] < LONG)
+    return seconds[warm_up:]
 
 
 def _wait(device: str) -> None:

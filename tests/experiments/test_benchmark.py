@@ -20,6 +20,14 @@ def test_operations_are_counted():
     assert counted(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q)) == attention
 
 
+@pytest.mark.parametrize(("long", "calls"), [(20, 4), (0, 3)])
+def test_a_short_call_is_warmed_up_before_it_counts(monkeypatch, long, calls):
+    monkeypatch.setattr(benchmark, "LONG", long)
+    called = []
+    assert len(benchmark.timed(lambda: called.append(1), "cpu", 3)) == 3
+    assert len(called) == calls
+
+
 def test_a_perturbation_step_costs_as_much_for_each_photo():
     one, three = (measure("perturbation_step", SETTINGS | {"photos": photos}) for photos in (1, 3))
     assert len(one["seconds"]) == 2
