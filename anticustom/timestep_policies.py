@@ -3,7 +3,7 @@ uniformly.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -72,8 +72,8 @@ class AdaptiveGreedy:
     `gradient="latents"` the scores are of the gradient with respect to the latents, which costs no
     pass back through the VAE: no more SimAC, but near it.
 
-    All images and candidates of a round are one batch; each image's outcome is what it would be
-    alone.
+    All images and candidates of a round are one batch, and share one pass through the VAE; each
+    image's outcome is what it would be alone.
     """
 
     candidates: int = 5
@@ -99,7 +99,7 @@ class AdaptiveGreedy:
     def allowed(
         self, model, images, names, prompt, draws, *, eps, step_size, progress
     ) -> list[Tensor]:
-        objective = Denoising().bind(model, prompt=prompt)
+        gradients = PosteriorGradients(Denoising().bind(model, prompt=prompt))
         search = [
             _Search(image, name, model.timesteps) for image, name in zip(images, names, strict=True)
         ]
@@ -109,7 +109,10 @@ class AdaptiveGreedy:
             if not active:
                 return [one.survivors for one in search]
             phase = f"search {round_number}"
-            scores = self._round(model, active, objective, draws, phase, eps, step_size, chunks)
+            names, survivors = [one.name for one in active], [one.survivors for one in active]
+            # the last of them gives the trial step its noise
+            drawn = draw_batches(draws, phase, names, self.candidates + 1, survivors)
+            scores = self._round(gradients, active, drawn, chunks, eps, step_size, total)
             left = max(len(one.survivors) for one in search)
             progress(
                 "greedy search",
@@ -126,49 +129,45 @@ class AdaptiveGreedy:
         return [one.survivors for one in search]
 
     def _round(
-        self, model, active, objective, draws, phase, eps, step_size, chunks: Chunks
+        self, gradients, active, drawn: list[Draw], chunks: Chunks, eps, step_size, total: int
     ) -> Tensor:
-        """Score every active image's candidates, delete a window, move one step; return the scores
-        (images, candidates).
+        """Delete a window of every active image's timesteps and move it one step; return the scores
+        of its candidates, (images, candidates).
         """
-        count = self.candidates
-        # the draw after the candidates' gives the trial step its noise; its timestep is
-        # the best candidate's
-        drawn = draw_batches(
-            draws,
-            phase,
-            [one.name for one in active],
-            count + 1,
-            [one.survivors for one in active],
-        )
         images = torch.stack([one.image for one in active])
-        tried = joined(drawn[:count])
-        if self.gradient == "image":
-            repeated = images.repeat(count, 1, 1, 1)
-            tried = tried.to(images.device)
-            parts = chunks(
-                lambda rows: image_gradient_and_loss(objective, repeated[rows], tried[rows])[0],
-                len(repeated),
-            )
-            gradient = torch.cat(parts)
-        else:
-            gradient = latents_gradient(objective, images, tried.to(images.device))
-        scores = gradient.abs().flatten(1).sum(1).view(count, len(active)).T.cpu()
-        candidates = tried.timesteps.view(count, len(active)).T
-        best = candidates.gather(1, scores.argmax(1, keepdim=True))[:, 0]
-        worst = candidates.gather(1, scores.argmin(1, keepdim=True))[:, 0]
-
-        last = drawn[count]
-        trial = replace(last, timesteps=best).to(images.device)
         parts = chunks(
-            lambda rows: image_gradient_and_loss(objective, images[rows], trial[rows])[0],
+            lambda rows: self._scores(gradients, images[rows], [one[rows] for one in drawn]),
             len(images),
         )
-        moved = sign_step(images, torch.cat(parts), step_size)
+        scores, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
+        candidates = torch.stack([one.timesteps for one in drawn[: self.candidates]], 1)
+        worst = candidates.gather(1, scores.argmin(1, keepdim=True))[:, 0]
+        moved = sign_step(images, gradient, step_size)
         for k, one in enumerate(active):
             one.image = project(moved[k], one.start, eps)
-            one.delete(worst[k].item(), self.window, self.margin, len(model.timesteps))
+            one.delete(worst[k].item(), self.window, self.margin, total)
         return scores
+
+    def _scores(
+        self, gradients: "PosteriorGradients", images: Tensor, drawn: list[Draw]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scores of the candidates, (images, candidates) on the CPU, and the gradient of
+        the images at the best.
+        """
+        images = images.detach().requires_grad_()
+        posterior = gradients.objective.model.posterior(images)
+        *tried, last = drawn
+        every = gradients.by_posterior(posterior, joined(tried))
+        scores = []
+        for k in range(len(tried)):
+            found = every[k * len(images) : (k + 1) * len(images)]
+            by = by_image(images, posterior, found) if self.gradient == "image" else found.mean
+            scores.append(by.abs().flatten(1).sum(1))
+        scores = torch.stack(scores, 1).cpu()
+        candidates = torch.stack([one.timesteps for one in tried], 1)
+        best = candidates.gather(1, scores.argmax(1, keepdim=True))[:, 0]
+        trial = gradients.by_posterior(posterior, replace(last, timesteps=best))
+        return scores, by_image(images, posterior, trial)
 
 
 @dataclass
@@ -199,13 +198,33 @@ def image_gradient_and_loss(
     return torch.autograd.grad(loss.sum(), images)[0], loss.detach()
 
 
-def latents_gradient(objective: Objective, images: Tensor, draw: Draw) -> Tensor:
-    """Return the gradient of each loss with respect to the mean of its image's posterior, a row for
-    each of `draw`, whose rows repeat the images.
+@dataclass(frozen=True)
+class PosteriorGradients:
+    """Gradients of an objective by the posteriors of images, as many at once as memory holds."""
+
+    objective: Objective
+    chunks: Chunks = field(default_factory=Chunks)
+
+    def by_posterior(self, posterior: Posterior, draw: Draw) -> Posterior:
+        """Return the gradient of the loss of each row of `draw`, whose rows repeat the images, with
+        respect to mean and standard deviation of its image's posterior.
+        """
+        repeated = posterior.repeated(len(draw.timesteps) // len(posterior.mean))
+        draw = draw.to(repeated.mean.device)
+
+        def of_rows(rows: slice) -> tuple[Tensor, ...]:
+            part = repeated[rows]
+            leaves = [values.detach().requires_grad_() for values in (part.mean, part.std)]
+            loss = sum(self.objective.of_posterior(Posterior(*leaves), draw[rows]).values())
+            return torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
+
+        parts = self.chunks(of_rows, len(draw.timesteps))
+        return Posterior(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def by_image(images: Tensor, posterior: Posterior, gradient: Posterior) -> Tensor:
+    """Take a gradient by the posterior of `images` back through the VAE, whose pass may be used
+    again.
     """
-    with torch.no_grad():
-        posterior = objective.model.posterior(images)
-    repeated = posterior.repeated(len(draw.timesteps) // len(images))
-    mean = repeated.mean.clone().requires_grad_()
-    loss = sum(objective.of_posterior(Posterior(mean, repeated.std), draw).values())
-    return torch.autograd.grad(loss.sum(), mean)[0]
+    outputs, given = (posterior.mean, posterior.std), (gradient.mean, gradient.std)
+    return torch.autograd.grad(outputs, images, given, retain_graph=True)[0]
