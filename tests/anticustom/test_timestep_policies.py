@@ -121,6 +121,26 @@ def test_trial_steps_go_up_the_best_candidates_gradient_within_eps():
     assert (expected - image).max() == pytest.approx(8 / 255)
 
 
+def test_the_search_goes_on_with_less_at_once_where_memory_runs_out(pictures):
+    size = torch.rand(1000, generator=torch.Generator().manual_seed(0)) + 0.1
+
+    class Small(StandIn):
+        def posterior(self, images):
+            return super().posterior(self.fitting(images, 2))
+
+        def predict(self, noisy, timesteps, embeddings):
+            return super().predict(self.fitting(noisy, 3), timesteps, embeddings)
+
+        def fitting(self, rows, most):
+            if len(rows) > most:
+                raise torch.OutOfMemoryError
+            return rows
+
+    images = pictures(3, 0)[..., :2, :2]
+    small, large = (kept(AdaptiveGreedy(), kind(size), images) for kind in (Small, StandIn))
+    assert all(torch.equal(a, b) for a, b in zip(small, large, strict=True))
+
+
 def test_the_search_on_images_together_is_that_on_each_alone(model, pictures):
     policy = AdaptiveGreedy(keep=850)
     images = pictures(2, 0)
