@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -63,9 +64,18 @@ def operations(record: Mapping) -> int:
     attack = instantiate(settings, _convert_="object")
     if not attack.needs_surrogate:
         return 0
-    bench = Bench(record["surrogate_model"], "cpu", len(record["perceptibility"]["images"]))
-    call, _ = whole(bench, attack)
-    return counted(call)
+    schedule = attack.surrogate_schedule
+
+    def of(iterations: int) -> int:
+        own = replace(attack, surrogate_schedule=replace(schedule, iterations=iterations))
+        bench = Bench(record["surrogate_model"], "cpu", len(record["perceptibility"]["images"]))
+        call, _ = whole(bench, own)
+        return counted(call)
+
+    # all iterations but the first, before which there may be more to do, cost the same
+    once = of(1)
+    more = schedule.iterations - 1
+    return once + more * (of(2) - once) if more else once
 
 
 def table(methods: Mapping[str, Sequence[Mapping]], reference: str) -> pd.DataFrame:

@@ -5,10 +5,13 @@ import json
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments import analyse_cost
 from experiments.analyse_cost import chosen, falls, main, operations
+from experiments.benchmark import counted
+from experiments.benchmark_phases import Bench, whole
 
 COSTS = {"noise": 0, "simac_fast": 5e11, "simac": 5e12}
 
@@ -63,16 +66,29 @@ def test_an_unknown_reference_is_refused(folder):
         main([str(folder), "--reference", "aspl"])
 
 
-def test_operations_are_those_of_the_attack(conf):
-    def counted(steps: int) -> int:
+@pytest.fixture
+def recorded(conf):
+    """Return a record of an attack on one photo, so far as its operations ask for it."""
+
+    def make(*words: str) -> dict:
         with initialize_config_dir(conf, version_base="1.3"):
-            config = compose("config", ["attack=advdm", f"attack.steps={steps}"])
+            config = compose("config", list(words))
         attack = OmegaConf.to_container(config, resolve=True)["attack"]
         images = {"images": [{}]}
-        record = {"surrogate_model": "tiny", "config": {"attack": attack}, "perceptibility": images}
-        return operations(record)
+        return {"surrogate_model": "tiny", "config": {"attack": attack}, "perceptibility": images}
 
-    one, two, three = map(counted, (1, 2, 3))
+    return make
+
+
+def test_operations_are_those_of_the_attack(recorded):
+    one, two, three = (operations(recorded("attack=advdm", f"attack.steps={n}")) for n in (1, 2, 3))
     assert three - two == two - one > 0  # a step costs the same each time
     noise = {"attack": {"_target_": "anticustom.attacks.controls.Noise", "eps": 8}}
     assert operations({"config": noise}) == 0
+
+
+def test_iterations_are_counted_without_running_them_all(recorded):
+    record = recorded("attack=aspl", "attack.steps=1", "attack.surrogate_schedule.iterations=4")
+    attack = instantiate(record["config"]["attack"], _convert_="object")
+    call, _ = whole(Bench("tiny", "cpu", 1), attack)
+    assert operations(record) == counted(call)
