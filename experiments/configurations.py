@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from experiments.settings_in_use import in_use
@@ -131,24 +131,33 @@ def details_of_method(record: Mapping) -> dict:
 
 
 def differences(details: Sequence[Mapping]) -> list[str]:
-    """What each has that not all have, in words; what differs with its group is left to that."""
+    """What each has that the most common does not, in words; where two are equally common, what
+    each has that not all have. What differs with its group is left to that.
+    """
     texts = [json.dumps(one, sort_keys=True) for one in details]
-    different = {text: dict(_flat(json.loads(text))) for text in dict.fromkeys(texts)}
-    keys = dict.fromkeys(key for one in different.values() for key in one)
-    unlike = [key for key in keys if len({one.get(key) for one in different.values()}) > 1]
-    told = [key for key in unlike if not any(key.startswith(f"{other}.") for other in unlike)]
-    if not _tell_apart(told, different.values()) and _tell_apart(unlike, different.values()):
-        told = unlike
-    words = {
-        text: ", ".join(f"{key}={_short(one[key])}" for key in told if key in one)
-        for text, one in different.items()
+    flat = {text: dict(_flat(json.loads(text))) for text in dict.fromkeys(texts)}
+    first, *second = Counter(texts).most_common(2)
+    usual = flat[first[0]] if not second or first[1] > second[0][1] else None
+    keys = dict.fromkeys(key for one in flat.values() for key in one)
+    compared = [usual] if usual else list(flat.values())
+    unlike = {
+        text: [key for key in keys if any(other.get(key) != one.get(key) for other in compared)]
+        for text, one in flat.items()
     }
-    return [words[text] for text in texts]
+    told = {
+        text: [key for key in own if not any(key.startswith(f"{other}.") for other in own)]
+        for text, own in unlike.items()
+    }
+    words = [_words(flat, chosen) for chosen in (told, unlike)]
+    chosen = next((one for one in words if len(set(one.values())) == len(flat)), words[-1])
+    return [chosen[text] for text in texts]
 
 
-def _tell_apart(keys: Sequence[str], flat: Iterable[Mapping[str, str]]) -> bool:
-    found = [tuple(one.get(key) for key in keys) for one in flat]
-    return len(set(found)) == len(found)
+def _words(flat: Mapping[str, Mapping], keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    return {
+        text: ", ".join(f"{key}={_short(one.get(key, 'none'))}" for key in keys[text])
+        for text, one in flat.items()
+    }
 
 
 def _short(text: str) -> str:

@@ -27,11 +27,30 @@ def test_settings_under_equal_names_are_told_apart_by_what_differs(made_up):
     other = {"gallery": {"prompts": ["a photo"], "guidance_scale": 5}}
     longer = {"attack": {"_target_": "anticustom.attacks.pgd.PGD", "steps": 12}}
     found = of([made_up(), made_up(config=other), made_up(config=longer), made_up(attack="aspl")])
-    assert found["0"].setting.details == "gallery.guidance_scale=7.5"
+    # what is most common needs no words
+    assert found["0"].setting.details == ""
     assert found["1"].setting.details == "gallery.guidance_scale=5"
-    assert found["0"].method == "simac (steps=6)"
+    assert found["0"].method == "simac"
     assert found["2"].method == "simac (steps=12)"
     assert found["3"].method == "aspl"
+    equal = of([made_up(), made_up(config=longer)])
+    assert [one.method for one in equal.values()] == ["simac (steps=6)", "simac (steps=12)"]
+
+
+def test_each_tells_only_where_it_is_unlike_the_most_common(made_up):
+    attack = {"_target_": "anticustom.attacks.pgd.PGD", "steps": 6, "step_size": 1}
+    more = {"schedule": {"kind": "b", "rate": 3}}
+    unlike = [attack | {"steps": 12}, attack | {"step_size": 2}, attack | more]
+    found = of([made_up(config={"attack": one}) for one in (attack, attack, *unlike)])
+    assert [one.method for one in found.values()][1:] == [
+        "simac",
+        "simac (steps=12)",
+        "simac (step_size=2)",
+        "simac (schedule.kind=b, schedule.rate=3)",
+    ]
+    lacking = {key: value for key, value in attack.items() if key != "steps"}
+    found = of([made_up(config={"attack": one}) for one in (attack, attack, lacking)])
+    assert found["2"].method == "simac (steps=none)"
 
 
 def test_a_loss_is_told_by_its_name(made_up):
