@@ -25,7 +25,7 @@ from experiments.benchmark import counted
 from experiments.benchmark_phases import Bench, whole
 from experiments.configurations import OWN, configurations
 from experiments.publish import files_of
-from experiments.terminal import say
+from experiments.terminal import quiet_libraries, say
 
 Fall = dict[str, float]  # of retention, by identity
 
@@ -128,6 +128,7 @@ def draw(numbers: pd.DataFrame, eps: float) -> Figure:
 
 
 def main(words: Sequence[str] | None = None) -> None:
+    quiet_libraries()
     parser = argparse.ArgumentParser(
         "python -m experiments.analyse_cost", description=__doc__.splitlines()[0]
     )
