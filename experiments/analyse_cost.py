@@ -7,6 +7,7 @@ counts the operations of each attack in them, and writes figure.png and numbers.
 
 import argparse
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -110,20 +111,25 @@ def table(methods: Mapping[str, Sequence[Mapping]], reference: str) -> pd.DataFr
     return pd.DataFrame(rows).sort_values(["tflop", "method"], ignore_index=True)
 
 
-def draw(numbers: pd.DataFrame, eps: float) -> Figure:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+def draw(numbers: pd.DataFrame, eps: float, reference: str) -> Figure:
+    """Paired differences, for means over different people cannot be compared."""
+    shown = numbers[(numbers.tflop > 0) & numbers.more_low.notna()]
+    figure = Figure(figsize=(8, 4.5 + 0.2 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    for row in numbers[numbers.tflop > 0].itertuples():
-        low, high = row.retention_falls_by - row.low, row.high - row.retention_falls_by
-        axes.errorbar(row.tflop, row.retention_falls_by, [[low], [high]], fmt="o", capsize=3)
-        axes.annotate(f" {row.method}", (row.tflop, row.retention_falls_by))
+    for row in shown.to_dict("records"):
+        more = row[f"more_than_{reference}"]
+        errors = [[more - row["more_low"]], [row["more_high"] - more]]
+        name = textwrap.shorten(row["method"], 90, placeholder=" ...")
+        label = f"{name}, {row['identities']} identities"
+        axes.errorbar(row["tflop"], more, errors, fmt="o", capsize=3, label=label)
     axes.set(
         xscale="log",
         xlabel="TFLOP for one identity, counted",
-        ylabel="identity retention falls by",
-        title=f"eps {eps:g}, means with 95 % intervals",
+        ylabel=f"identity retention falls by more than with {reference}",
+        title=f"eps {eps:g}, means over the same people with 95 % intervals",
     )
     axes.axhline(0, color="grey", linewidth=0.8)
+    figure.legend(loc="outside lower left", fontsize=8)
     return figure
 
 
@@ -147,7 +153,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     settings.output_dir.mkdir(parents=True, exist_ok=True)
-    paths = write(settings.output_dir, numbers, draw(numbers, settings.eps))
+    paths = write(settings.output_dir, numbers, draw(numbers, settings.eps, settings.reference))
     print(tabulate(numbers, "keys", showindex=False, floatfmt=".3g"))
     for path in paths:
         print(path)
