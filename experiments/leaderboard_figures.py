@@ -34,10 +34,12 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Return the title and the SVG of each figure by its file name; rows without the ranking
     score are in none.
     """
-    shown = [row for row in rows if row.score.mean is not None]
     settings: dict[Setting, list[Row]] = defaultdict(list)
-    for row in shown:
-        settings[row.configuration.setting].append(row)
+    for row in rows:
+        if row.score.mean is not None:
+            settings[row.configuration.setting].append(row)
+    settings = {setting: _comparable(of) for setting, of in settings.items()}
+    shown = [row for of in settings.values() for row in of]
     methods = sorted({row.configuration.method for row in shown})
     found = {}
     with matplotlib.rc_context(STYLE):
@@ -50,6 +52,18 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
             title = f"{SCORE.replace('_', ' ').capitalize()} of every method in every setting"
             found["settings.svg"] = (title, _heat_map(shown, methods))
     return found
+
+
+def _comparable(rows: Sequence[Row]) -> list[Row]:
+    """The rows of a setting without methods on few people where there are ranked ones: a mean over
+    some of the people looks like a difference between methods.
+    """
+    ranked = {row.configuration.method for row in rows if row.rank}
+    return [
+        row
+        for row in rows
+        if not ranked or row.configuration.method in ranked or is_unprotected(row.configuration)
+    ]
 
 
 def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:

@@ -97,6 +97,14 @@ def test_figures_show_every_method_of_every_setting(benchmark_of):
     assert figures([]) == {}
 
 
+def test_figures_leave_out_methods_on_few_people_beside_ranked_ones(benchmark_of):
+    found = benchmark_of({"noise": 0, "simac": 0.3}) | benchmark_of({"aspl": 0.3}, identities=4)
+    for _, svg in figures(standings(found)).values():
+        labels = set(re.findall(r">([^<]+)</text>", svg))
+        assert {"noise", "simac"} <= labels
+        assert "aspl" not in labels
+
+
 def test_without_records_it_says_so(tmp_path):
     main(["--records", str(tmp_path / "none"), "--output-dir", str(tmp_path)])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
