@@ -151,8 +151,8 @@ class AdaptiveGreedy:
     def _scores(
         self, gradients: "PosteriorGradients", images: Tensor, drawn: list[Draw]
     ) -> tuple[Tensor, Tensor]:
-        """Return the scores of the candidates, (images, candidates) on the CPU, and the gradient of
-        the images at the best.
+        """Return the scores of the candidates, (n, candidates) on the CPU, and the gradient of
+        the images at the best, (n, 3, h, w).
         """
         images = images.detach().requires_grad_()
         posterior = gradients.objective.model.posterior(images)
@@ -206,8 +206,9 @@ class PosteriorGradients:
     chunks: Chunks = field(default_factory=Chunks)
 
     def by_posterior(self, posterior: Posterior, draw: Draw) -> Posterior:
-        """Return the gradient of the loss of each row of `draw`, whose rows repeat the images, with
-        respect to mean and standard deviation of its image's posterior.
+        """Return the gradient of the loss of each row of `draw`, whose rows repeat the n images in
+        turn, with respect to mean and standard deviation of its image's posterior: each
+        (rows, c, h, w), on the posterior's device.
         """
         repeated = posterior.repeated(len(draw.timesteps) // len(posterior.mean))
         draw = draw.to(repeated.mean.device)
@@ -223,8 +224,8 @@ class PosteriorGradients:
 
 
 def by_image(images: Tensor, posterior: Posterior, gradient: Posterior) -> Tensor:
-    """Take a gradient by the posterior of `images` back through the VAE, whose pass may be used
-    again.
+    """Return the gradient by `images`, (n, 3, h, w), of that by their posterior: a pass back
+    through the VAE, after which its pass forward may be used again.
     """
     outputs, given = (posterior.mean, posterior.std), (gradient.mean, gradient.std)
     return torch.autograd.grad(outputs, images, given, retain_graph=True)[0]
