@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from anticustom import adapters, diffusion
+from anticustom.attacks.pgd import PGD
 from anticustom.customizers.custom_diffusion import CustomDiffusion, text_projections
 from anticustom.customizers.lora import LoRA
 from anticustom.customizers.textual_inversion import TextualInversion
@@ -68,11 +69,12 @@ def of_adapters(
 
 def bytes_to_protect(attack: Any, models: Sequence[LatentDiffusion]) -> float:
     """Return the bytes that an attack on surrogates takes with one photo at a time; the weights of
-    `models` may be fake.
+    `models` may be fake. Of an attack with a loop of its own only the models are counted.
     """
-    fixed, working = UNCOUNTED, 0.0
+    fixed, working = UNCOUNTED + sum(_weights(model) for model in models), 0.0
+    if not isinstance(attack, PGD):
+        return fixed
     for model in models:
-        fixed += _weights(model)
         working = max(working, _kept_for_gradients(model, lambda m=model: _perturbed(attack, m)))
     for model in models:
         if training := _of_surrogate(attack.surrogate_schedule, model):

@@ -112,6 +112,14 @@ def test_adapters_are_counted_as_they_are():
     assert counted.count == sum(p.numel() for p in add_adapters(model, layers, 4, 0))
 
 
+def test_of_an_attack_with_a_loop_of_its_own_the_models_are_counted():
+    model = diffusion.load("tiny")
+    counted = memory_counting.bytes_to_protect(object(), [model, model])
+    networks = (model.vae, model.unet, model.text_encoder)
+    taken = sum(p.nbytes for network in networks for p in network.parameters())
+    assert counted == memory_counting.UNCOUNTED + 2 * taken
+
+
 def test_checkpointing_keeps_less_and_gives_the_same_gradients():
     kept, gradients = {}, {}
     for checkpointing in (False, True):

@@ -1,0 +1,78 @@
+"""What docs/adding_an_attack.md adds in front of the reader works as it is written there."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from anticustom import losses
+from anticustom.images import quantize_within
+
+PAGE = Path(__file__).parents[2] / "docs" / "adding_an_attack.md"
+SHORT = "attack.steps=2"
+SCHEDULE = "attack.surrogate_schedule"
+
+
+def blocks() -> dict[str, str]:
+    """The page's files, by the path that each begins with."""
+    found = re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return dict(found)
+
+
+@pytest.fixture
+def added(conf, tmp_path, monkeypatch):
+    """Compose and instantiate an attack where the page's files have been added."""
+    shutil.copytree(conf, tmp_path / "conf")
+    for path, text in blocks().items():
+        if path.endswith(".yaml"):
+            (tmp_path / path).write_text(text)
+    files = blocks()
+    own = dict(vars(losses))
+    exec(files["anticustom/losses.py"], own)
+    monkeypatch.setattr(losses, "LatentShift", own["LatentShift"], raising=False)
+    module = ModuleType("anticustom.attacks.momentum")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(files["anticustom/attacks/momentum.py"], vars(module))
+
+    def make(*words: str):
+        with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+            return instantiate(compose("config", list(words)).attack, _convert_="object")
+
+    return make
+
+
+def test_the_page_adds_four_kinds_of_file():
+    assert sorted(blocks()) == [
+        "anticustom/attacks/momentum.py",
+        "anticustom/losses.py",
+        "conf/attack/fsmg_greedy.yaml",
+        "conf/attack/momentum.yaml",
+        "conf/loss/latent_shift.yaml",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["attack=fsmg_greedy", f"{SCHEDULE}.training_steps=1", "timestep_policy.keep=990"],
+        ["attack=aspl", "loss=latent_shift", f"{SCHEDULE}.iterations=1"],
+        ["attack=momentum"],
+        ["attack=momentum", "loss=feature_interference"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_page_adds_protects(added, inputs_for, words):
+    attack = added(*words, SHORT)
+    inputs = inputs_for(attack)
+    protected = attack(inputs)
+    assert protected.isfinite().all()
+    change = (quantize_within(protected, inputs.photos, attack.eps) - inputs.photos).abs() * 255
+    assert change.amax((1, 2, 3)).min() >= 1
+    assert change.max() <= attack.eps + 1e-3
+    assert torch.equal(attack(inputs_for(attack)), protected)
