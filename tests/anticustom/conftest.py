@@ -1,4 +1,6 @@
-"""A small setting of an attack: a random model, two photos, a clean set, class images."""
+"""Small settings of attacks and customizers: a random model, two photos, a clean set, class
+images.
+"""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -6,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from helpers import PRESETS, Killed, Memory
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -14,8 +17,10 @@ from torch import Tensor
 from anticustom import diffusion
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.attacks.pgd import PGD
+from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
 from anticustom.images import from_8bit
+from anticustom.progress import NoCheckpoint, silent
 
 DRAWS = SeededDraws(0, "ann", (4, 8, 8))
 
@@ -118,3 +123,29 @@ def preset(configured):
         return configured("attack", f"attack={name}", *PRESETS[name], *overrides)
 
     return make
+
+
+@pytest.fixture
+def inputs_of(new_model, pictures):
+    def make(checkpoint=None, progress=silent, draws=None, precision="float32") -> CustomizerInputs:
+        return CustomizerInputs(
+            model=new_model(precision),
+            photos=(("a.png", "b.png"), pictures(2, 0)),
+            class_images=(("0.png", "1.png", "2.png"), pictures(3, 3)),
+            draws=draws or SeededDraws(0, "ann", (4, 8, 8)),
+            progress=progress,
+            checkpoint=checkpoint or NoCheckpoint(),
+        )
+
+    return make
+
+
+@pytest.fixture
+def pipeline(random_sd) -> StableDiffusionPipeline:
+    """The uncustomized model as diffusers alone loads it."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        random_sd, safety_checker=None, local_files_only=True
+    )
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,38 @@
+"""Customizers with short trainings, and what shows whether two models are the same."""
+
+import torch
+from helpers import PROMPTS
+
+from anticustom.customizers.custom_diffusion import CustomDiffusion
+from anticustom.customizers.dreambooth import DreamBooth
+from anticustom.customizers.lora import LoRA
+from anticustom.customizers.textual_inversion import TextualInversion
+from anticustom.finetuning import FineTuning
+
+PROMPT = PROMPTS["instance_prompt"]
+TRAINING = FineTuning(learning_rate=0.02, batch_size=2)  # so high that two steps are seen
+CUSTOMIZERS = {
+    "dreambooth": DreamBooth(training=TRAINING, steps=3, **PROMPTS),
+    "lora": LoRA(training=TRAINING, steps=3, rank=4, **PROMPTS),
+    "textual_inversion": TextualInversion(
+        training=FineTuning(learning_rate=0.5, batch_size=2, prior_weight=0),
+        steps=3,
+        initializer="person",
+        **PROMPTS,
+    ),
+    "custom_diffusion": CustomDiffusion(training=TRAINING, steps=3, **PROMPTS),
+}
+
+
+def noise() -> torch.Tensor:
+    return torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+
+
+def samples(model) -> torch.Tensor:
+    return model.sample(PROMPT, noise(), steps=2, guidance_scale=3.0, scheduler="DDIMScheduler")
+
+
+def samples_of(pipeline) -> torch.Tensor:
+    return pipeline(
+        [PROMPT] * 2, latents=noise(), num_inference_steps=2, guidance_scale=3.0, output_type="pt"
+    ).images
