@@ -148,16 +148,34 @@ def differences(details: Sequence[Mapping]) -> list[str]:
         text: [key for key in own if not any(key.startswith(f"{other}.") for other in own)]
         for text, own in unlike.items()
     }
-    words = [_words(flat, chosen) for chosen in (told, unlike)]
+    briefly = {text: _without_parts(own) for text, own in told.items()}
+    words = [_words(flat, chosen) for chosen in (briefly, told, unlike)]
     chosen = next((one for one in words if len(set(one.values())) == len(flat)), words[-1])
     return [chosen[text] for text in texts]
 
 
+def _without_parts(keys: Sequence[str]) -> list[str]:
+    """The keys without the settings of an object that is named by its class."""
+    objects = [key.removesuffix("_target_") for key in keys if key.endswith("._target_")]
+    return [
+        key
+        for key in keys
+        if key.endswith("._target_") or not any(key.startswith(one) for one in objects)
+    ]
+
+
 def _words(flat: Mapping[str, Mapping], keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {
-        text: ", ".join(f"{key}={_short(one.get(key, 'none'))}" for key in keys[text])
+        text: ", ".join(_word(key, one.get(key, "none")) for key in keys[text])
         for text, one in flat.items()
     }
+
+
+def _word(key: str, value: str) -> str:
+    if key.endswith("._target_"):  # the object, by the name of its class
+        name = value.strip('"').rpartition(".")[2]
+        return f"{key.removesuffix('._target_')}={name}"
+    return f"{key}={_short(value)}"
 
 
 def _short(text: str) -> str:

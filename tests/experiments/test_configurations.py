@@ -53,6 +53,19 @@ def test_each_tells_only_where_it_is_unlike_the_most_common(made_up):
     assert found["2"].method == "simac (steps=none)"
 
 
+def test_an_object_is_told_by_its_class_unless_its_settings_are_what_differs(made_up):
+    attack = {"_target_": "anticustom.attacks.pgd.PGD", "steps": 6}
+    part = {"_target_": "anticustom.adapters.Adapters", "rank": 4}
+    one, other = (attack | {"part": part | more} for more in ({}, {"rank": 8}))
+    found = of([made_up(config={"attack": a}) for a in (attack, attack, one)])
+    assert found["2"].method == "simac (part=Adapters)"
+    found = of([made_up(config={"attack": a}) for a in (attack, one)])
+    assert [found[k].method for k in "01"] == ["simac (part=none)", "simac (part=Adapters)"]
+    found = of([made_up(config={"attack": a}) for a in (attack, attack, one, other)])
+    assert found["2"].method == "simac (part=Adapters, part.rank=4)"
+    assert found["3"].method == "simac (part=Adapters, part.rank=8)"
+
+
 def test_a_loss_is_told_by_its_name(made_up):
     config = {
         "attack": {"_target_": "anticustom.attacks.pgd.PGD", "loss": {"_target_": "a", "w": 1}}
