@@ -4,6 +4,7 @@ from collections import UserList
 import numpy as np
 import pytest
 import torch
+from photo_folders import album, put, refusal, sets, tree
 from PIL import Image
 
 from anticustom.identities import (
@@ -15,44 +16,10 @@ from anticustom.identities import (
     select,
     with_clean_photos,
 )
-from anticustom.images import BadPhoto, from_8bit, read_png, to_8bit
+from anticustom.images import from_8bit, read_png, to_8bit
 from anticustom.portraits import person, render, shot
 
 HINT = "ask the authors for the split"
-
-
-def put(folder, *names, size=(40, 40)):
-    """Write a photo of its own flat colour for each name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        colour = tuple(np.random.default_rng(sum(name.encode())).integers(0, 256, 3).tolist())
-        kind = "PNG" if name.lower().endswith("png") else "JPEG"
-        Image.new("RGB", size, colour).save(folder / name, kind)
-
-
-def tree(root, *identities, photos=5):
-    for identity in identities:
-        for letter in "CBA":
-            names = [f"{identity}{letter}{i}.png" for i in reversed(range(photos))]
-            put(root / identity / f"set_{letter}", *names)
-    return root
-
-
-def album(folder, n):
-    put(folder, *(f"{i:02}.png" for i in reversed(range(n))))
-    return [f"{i:02}.png" for i in range(n)]
-
-
-def sets(identity):
-    return [identity.set_A, identity.set_B, identity.set_C]
-
-
-def refusal(reader_or_call, *args):
-    """Return the refusal, after seeing that it is one line."""
-    with pytest.raises((BadDataset, BadPhoto)) as error:
-        reader_or_call(*args)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # Photo sets
@@ -284,106 +251,6 @@ def test_papers_tree_reads_the_published_samples(shared, dataset, name):
     with Image.open(file) as image:
         stored = np.asarray(image.convert("RGB"))
     assert np.array_equal(to_8bit(identity.set_B.images[0]).permute(1, 2, 0).numpy(), stored)
-
-
-# A folder of one's own
-
-
-@pytest.mark.parametrize(
-    ("n", "photos_per_set", "ends"),
-    [(8, 4, (4, 8)), (11, 4, (4, 11)), (12, 4, (4, 8)), (15, 4, (4, 11)), (3, 1, (1, 2))],
-)
-def test_folder_splits_one_persons_photos_by_name(tmp_path, n, photos_per_set, ends):
-    names = album(tmp_path / "Ann", n)
-    reader = Folder(root=tmp_path / "Ann", photos_per_set=photos_per_set)
-    assert reader.names() == ["Ann"]
-    identity = reader.read("Ann", 32)
-    first, end = ends
-    assert [list(photos.names) for photos in sets(identity)] == [
-        names[:first],
-        names[first:end],
-        names[end:],
-    ]
-    for photos in sets(identity):
-        assert photos.images.shape == (len(photos.names), 3, 32, 32)
-
-
-def test_folder_protects_a_whole_album(tmp_path):
-    names = album(tmp_path / "Ann", 13)
-    identity = Folder(root=tmp_path / "Ann", protect_all=True).read("Ann", 32)
-    assert list(identity.set_A.names) == names[:4]
-    assert list(identity.set_B.names) == names
-    assert identity.set_C.names == ()
-    four = tmp_path / "Bob"
-    album(four, 4)
-    assert len(Folder(root=four, protect_all=True).read("Bob", 32).set_B.names) == 4
-
-
-def test_folder_takes_any_size_orientation_and_format(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for i in range(8):
-        photo = Image.new("RGB", (64 + i, 120 - i), (10 * i, 0, 0))
-        photo.save(tmp_path / f"{i}.{('JPG', 'png', 'webp', 'jpeg')[i % 4]}", exif=exif)
-    (tmp_path / "clip.mov").write_text("x")
-    identity = Folder(root=tmp_path, name="ann").read("ann", 48)
-    assert identity.set_A.names == ("0.JPG", "1.png", "2.webp", "3.jpeg")
-    reds = torch.cat([identity.set_A.images, identity.set_B.images])[:, 0].mean(dim=(1, 2)) * 255
-    assert reds.tolist() == pytest.approx([10 * i for i in range(8)], abs=3)
-
-
-def test_folder_names(tmp_path, monkeypatch):
-    album(tmp_path / "Ann", 8)
-    assert Folder(root=tmp_path / "Ann", name="mum").names() == ["mum"]
-    assert Folder(root=tmp_path / "Ann", name="mum").read("mum", 32).name == "mum"
-    monkeypatch.chdir(tmp_path / "Ann")
-    assert Folder(root=".").names() == ["Ann"]
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert Folder(root="~/Ann").names() == ["Ann"]
-    for name in ("a/b", "..", "../a", 5):
-        with pytest.raises(BadDataset, match=r"dataset\.name="):
-            Folder(root=tmp_path, name=name)
-
-
-def test_folder_of_folders_is_several_people(tmp_path):
-    for name in ("Zoe", "Ann"):
-        album(tmp_path / name, 8)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("x")
-    put(tmp_path / ".trash", "a.png")
-    assert Folder(root=tmp_path, identities=2).names() == ["Ann", "Zoe"]
-    assert Folder(root=tmp_path, identities=["Zoe"]).names() == ["Zoe"]
-    assert Folder(root=tmp_path).read("Zoe", 32).name == "Zoe"
-    assert "no 'Bob'; available: 2 (Ann, Zoe)" in refusal(
-        Folder(root=tmp_path, identities=["Bob"]).names
-    )
-    assert "dataset.name='mum'" in refusal(Folder(root=tmp_path, name="mum").names)
-    album(tmp_path, 8)
-    assert Folder(root=tmp_path).names() == [tmp_path.name]
-
-
-def test_folder_refuses_what_holds_too_few_photos(tmp_path):
-    assert "is no folder" in refusal(Folder(root=tmp_path / "none").names)
-    assert "holds no photos" in refusal(Folder(root=tmp_path).names)
-    album(tmp_path / "Ann", 7)
-    message = refusal(Folder(root=tmp_path / "Ann").read, "Ann", 32)
-    assert "7 photos and should hold 8" in message
-    assert "dataset.photos_per_set" in message
-    album(tmp_path / "Bob", 3)
-    assert "should hold 4" in refusal(
-        Folder(root=tmp_path / "Bob", protect_all=True).read, "Bob", 32
-    )
-
-
-@pytest.mark.parametrize("suffix", ["HEIC", "dng", "gif", "tif", "avif"])
-def test_folder_refuses_formats_that_would_stay_unprotected(tmp_path, suffix):
-    (tmp_path / f"a.{suffix}").write_text("x")
-    only = refusal(Folder(root=tmp_path, name="ann").read, "ann", 32)
-    album(tmp_path, 8)
-    mixed = refusal(Folder(root=tmp_path, name="ann").read, "ann", 32)
-    assert only == mixed
-    assert f"a.{suffix}" in mixed
-    assert "convert it to JPEG or PNG" in mixed
 
 
 def test_reading_writes_nothing(tmp_path):

@@ -1,0 +1,42 @@
+"""Folders of photos to read identities from."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anticustom.identities import BadDataset
+from anticustom.images import BadPhoto
+
+
+def put(folder, *names, size=(40, 40)):
+    """Write a photo of its own flat colour for each name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        colour = tuple(np.random.default_rng(sum(name.encode())).integers(0, 256, 3).tolist())
+        kind = "PNG" if name.lower().endswith("png") else "JPEG"
+        Image.new("RGB", size, colour).save(folder / name, kind)
+
+
+def tree(root, *identities, photos=5):
+    for identity in identities:
+        for letter in "CBA":
+            names = [f"{identity}{letter}{i}.png" for i in reversed(range(photos))]
+            put(root / identity / f"set_{letter}", *names)
+    return root
+
+
+def album(folder, n):
+    put(folder, *(f"{i:02}.png" for i in reversed(range(n))))
+    return [f"{i:02}.png" for i in range(n)]
+
+
+def sets(identity):
+    return [identity.set_A, identity.set_B, identity.set_C]
+
+
+def refusal(reader_or_call, *args):
+    """Return the refusal, after seeing that it is one line."""
+    with pytest.raises((BadDataset, BadPhoto)) as error:
+        reader_or_call(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
