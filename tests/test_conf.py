@@ -25,9 +25,15 @@ NEEDED = {
     ("dataset", "folder"): ["dataset.root=."],
 }
 # keys that the pipeline keeps for itself
-OWN_KEYS = {"customizer": {"base_model", "precision"}, "dataset": {"shard"}}
+OWN_KEYS = {
+    "attack": {"others"},
+    "countermeasure": {"model"},
+    "customizer": {"base_model", "precision"},
+    "dataset": {"shard"},
+}
 # values that differ from the constructor's defaults on purpose
 NOT_THE_DEFAULT = {
+    ("attack", "combination"): "made anew for each attack, so there is no default to compare",
     ("tracker", "upload_images"): "decided by the data set where it is null",
     ("countermeasure", "quality"): "what the presets jpeg90 and jpeg50 are for",
     ("customizer", "prior_weight"): "textual inversion preserves no prior",
@@ -119,7 +125,8 @@ def test_every_attack_loss_and_timestep_policy_go_together(job, attack):
             f"timestep_policy={policy}",
             *NEEDED.get(("attack", attack), []),
         )
-        made = instantiate(config.attack, _convert_="object")
+        node = {key: value for key, value in resolved(config.attack).items() if key != "others"}
+        made = instantiate(node, _convert_="object")
         assert isinstance(made, get_class(config.attack._target_))
         assert made.eps == config.attack.eps
         if made.needs_surrogate:
@@ -151,10 +158,10 @@ def test_the_victim_may_be_another_model_than_the_surrogate(job):
     assert config.gallery.images_per_prompt == sd15.gallery.images_per_prompt
 
 
-def test_the_purifier_may_be_another_model_than_the_surrogate(job):
+def test_the_purifier_is_another_model_than_the_surrogate(job):
     words = ["surrogate_model=sd21", "countermeasure=purify"]
-    assert job(*words).countermeasure.model.name == "sd21"
-    config = job(*words, "+surrogate_model@countermeasure.model=sd15")
+    assert job(*words).countermeasure.model.name == "tiny_b"
+    config = job(*words, "surrogate_model@countermeasure.model=sd15")
     assert config.countermeasure.model.name == "sd15"
     assert config.surrogate_model.name == config.customizer.base_model.name == "sd21"
 
@@ -317,6 +324,8 @@ def customized(config: DictConfig) -> tuple:
         ("other_customizer", (False, True, False, False)),
         ("other_term", (False, False, True, True)),
         ("other_prompts", (False, False, True, True)),
+        ("other_model", (True, False, False, False)),
+        ("all_other", (True, True, True, True)),
     ],
 )
 def test_an_adversary_differs_where_it_says_and_the_attack_stays(job, adversary, differs):
