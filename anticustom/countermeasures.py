@@ -124,7 +124,7 @@ class Purify:
     `timestep`; the sampler goes down from there.
     """
 
-    timestep: int = 200
+    timestep: int = 100
     steps: int = 50
     prompt: str = ""
     model: "LatentDiffusion | None" = None  # given once it is loaded
