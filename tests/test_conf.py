@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -359,9 +360,14 @@ def test_the_command_line_wins_over_an_adversary(job):
 def test_an_experiment_sweeps_over_what_exists(job, experiment):
     config = compose("config", [f"experiment={experiment}"], return_hydra_config=True)
     assert config.hydra.mode.name == "MULTIRUN"
-    # one compares a method with itself, all others have the placebo in them
-    assert "noise" in config.hydra.sweeper.params.attack.split(",") or experiment == "quirks"
+    # some compare methods with themselves, all others have the placebo in them
+    compares = experiment in ("quirks", "transforms")
+    assert compares or "noise" in config.hydra.sweeper.params.attack.split(",")
+    parser = OverridesParser.create()
     for key, values in config.hydra.sweeper.params.items():
-        for value in str(values).split(","):
+        override = parser.parse_override(f"{key}={values}")
+        choices = override.sweep_string_iterator() if override.is_sweep_override() else [values]
+        for value in choices:
             swept = job(f"experiment={experiment}", f"{key}={value}")
-            assert key in dict(OPTIONS) or str(OmegaConf.select(swept, key)) == value
+            in_yaml = str(OmegaConf.select(swept, key)).replace("'", "").replace(", ", ",")
+            assert key in dict(OPTIONS) or in_yaml == value
