@@ -100,7 +100,7 @@ def test_filters_narrow_the_rows_together(open_page):
     page.get_by_label("Customizer").select_option("dreambooth")
     assert set(shown(page, "eps")) == {"16"}
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_function("document.querySelector('output').textContent === '10 of 10 rows'")
+    sync_api.expect(status).to_have_text("10 of 10 rows")
     page.get_by_label("Data set").select_option("portraits")
     assert len(shown(page)) == 10
     setting = page.get_by_label("Setting")
