@@ -318,8 +318,9 @@ def test_the_stages_key_of_the_papers_methods_knows_no_later_option():
     assert effective(plain | faster) == plain | faster
 
 
-def test_a_purifier_is_loaded_and_recorded(further):
-    record, new = further("none", "countermeasure=purify")
+def test_a_purifier_is_loaded_and_recorded(further, random_sd):
+    model = f"countermeasure.model.path={random_sd}"
+    record, new = further("none", "countermeasure=purify", model)
     assert new["countermeasure"] == 1  # both arms hold the same photos
     assert record["countermeasure"] == "purify"
     assert record["digests"]["purifier"] == record["digests"]["surrogate_model"]
