@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-RUN = Path(__file__).parents[2] / "run.py"
+from runs import SIMAC, Finished
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,12 @@ def miniature(random_sd) -> list[str]:
         "prompts.gallery=[a photo of sks person,a dslr portrait of sks person]",
         "customizer.steps=2",
     ]
+
+
+@pytest.fixture(scope="session")
+def finished(miniature, environment, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("finished") / "out"
+    return Finished([*miniature, *SIMAC, f"output_dir={output_dir}"], output_dir, environment)
 
 
 @pytest.fixture(scope="session")

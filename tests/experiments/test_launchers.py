@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from runs import RUN
 
-RUN = Path(__file__).parents[2] / "run.py"
 STAGES = ("photos", "class_images", "customize", "gallery")
 
 

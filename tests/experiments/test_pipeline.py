@@ -1,10 +1,7 @@
 """Whole runs with a random-weight model: what they leave, what they share, what they say."""
 
-import io
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +9,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
+from runs import artifacts, pixels, protected, snapshot
 
 from experiments.pipeline import Pipeline
 from experiments.stages import effective
-
-RUN = Path(__file__).parents[2] / "run.py"
-SIMAC = [
-    "attack=simac",
-    "attack.steps=2",
-    "attack.step_size=3",
-    "attack.surrogate_schedule.iterations=2",
-    "attack.surrogate_schedule.training_steps=1",
-    "timestep_policy.keep=900",
-]
-STAGES = {
-    "photos",
-    "class_images",
-    "protect",
-    "countermeasure",
-    "customize",
-    "gallery",
-    "eval",
-}
 
 # what readers of records rely on
 SURFACE = {
@@ -92,39 +71,6 @@ OWN_LINES = [
 ]
 
 
-def snapshot(output_dir: Path) -> dict[str, tuple[int, int, int]]:
-    """Return inode, time and size of every file of results."""
-    return {
-        str(path.relative_to(output_dir)): (
-            (status := path.stat()).st_ino,
-            status.st_mtime_ns,
-            status.st_size,
-        )
-        for folder in ("store", "records", "overviews", "wandb")
-        for path in sorted((output_dir / folder).rglob("*"))
-        if path.is_file()
-    }
-
-
-def artifacts(output_dir: Path, stage: str) -> set[Path]:
-    return {manifest.parent for manifest in output_dir.glob(f"store/{stage}/*/*/manifest.json")}
-
-
-def protected(output_dir: Path) -> dict[str, bytes]:
-    """Return the protected photos of all identities."""
-    return {
-        f"{folder.name}/{file.name}": file.read_bytes()
-        for folder in sorted(artifacts(output_dir, "protect"))
-        for file in sorted(folder.glob("*.png"))
-    }
-
-
-def pixels(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
-        assert (image.format, image.mode) == ("PNG", "RGB")
-        return np.asarray(image).astype(int)
-
-
 def composed(conf: str, *arguments: str) -> Pipeline:
     with initialize_config_dir(conf, version_base="1.3"):
         config = compose("config", list(arguments), return_hydra_config=True)
@@ -132,31 +78,6 @@ def composed(conf: str, *arguments: str) -> Pipeline:
     with open_dict(config):
         del config["hydra"]
     return Pipeline(config, choices)
-
-
-class Finished:
-    """A run that ended well: its arguments, what it printed, and its folder."""
-
-    def __init__(self, arguments: list[str], output_dir: Path, environment: dict[str, str]):
-        self.arguments, self.output_dir = arguments, output_dir
-        ended = subprocess.run(
-            [sys.executable, str(RUN), *arguments],
-            cwd=output_dir.parent,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert ended.returncode == 0, ended.stderr
-        self.out, self.err = ended.stdout, ended.stderr
-        (record,) = output_dir.glob("records/*.json")  # others join it later
-        self.record = json.loads(record.read_text())
-
-
-@pytest.fixture(scope="module")
-def finished(miniature, environment, tmp_path_factory):
-    output_dir = tmp_path_factory.mktemp("finished") / "out"
-    return Finished([*miniature, *SIMAC, f"output_dir={output_dir}"], output_dir, environment)
 
 
 def test_a_run_leaves_protected_photos_within_eps(finished):
@@ -226,83 +147,6 @@ def test_the_same_command_again_changes_no_file(finished, command):
     assert snapshot(finished.output_dir) == before
 
 
-@pytest.fixture
-def further(finished, command, miniature):
-    """Run another attack in the same folder; return its record and how many artifacts are new."""
-
-    def run(attack: str, *more: str) -> tuple[dict, dict[str, int]]:
-        out = finished.output_dir
-        before = {stage: artifacts(out, stage) for stage in STAGES}
-        ended = command(*miniature, f"attack={attack}", *more, "tracker=none", f"output_dir={out}")
-        new = {stage: len(artifacts(out, stage) - before[stage]) for stage in STAGES}
-        return json.loads(Path(ended.last_line).read_text()), {k: n for k, n in new.items() if n}
-
-    return run
-
-
-def test_attack_none_makes_no_second_victim(finished, further):
-    record, new = further("none")
-    assert new == {"protect": 1, "eval": 1}  # the score: how visible no protection is
-    digests = record["digests"]
-    assert digests["gallery_protected"] == digests["gallery_unprotected"]
-    assert record["scores"]["protected"] == record["scores"]["unprotected"]
-    assert record["scores"]["unprotected"] == finished.record["scores"]["unprotected"]
-    assert record["perceptibility"]["linf"] == 0
-    assert (record["eps"], record["loss"], record["timestep_policy"]) == (0, "none", "none")
-
-
-def test_attack_noise_shares_class_images_and_the_unprotected_victim(finished, further):
-    record, new = further("noise")
-    assert new == {"protect": 1, "customize": 1, "gallery": 1, "eval": 2}
-    own = finished.record["digests"]
-    assert record["digests"]["gallery_unprotected"] == own["gallery_unprotected"]
-    assert record["digests"]["gallery_protected"] != own["gallery_protected"]
-    assert record["perceptibility"]["linf"] == 8
-
-
-def test_a_countermeasure_shares_the_protected_photos(finished, further):
-    record, new = further("simac", *SIMAC[1:], "countermeasure=jpeg75")
-    # the unprotected arm passes it, too: its adversary does not know that nothing is protected
-    assert new == {"countermeasure": 2, "customize": 2, "gallery": 2, "eval": 2}
-    own = finished.record
-    assert (record["countermeasure"], own["countermeasure"]) == ("jpeg75", "none")
-    assert record["digests"]["protected"] == own["digests"]["protected"]
-    for arm in ("protected", "unprotected"):
-        assert record["digests"][f"gallery_{arm}"] != own["digests"][f"gallery_{arm}"]
-    (clean,) = artifacts(finished.output_dir, "photos")
-    made = artifacts(finished.output_dir, "countermeasure")
-    for folder in made:
-        assert sorted(file.name for file in folder.glob("*.png")) == [f"B{k}.png" for k in range(4)]
-    compressed = [np.array_equal(pixels(f / "B0.png"), jpeg(clean / "set_B/B0.png")) for f in made]
-    assert sorted(compressed) == [False, True]  # that of the protected photo differs
-
-
-def test_clean_photos_replace_some_of_both_arms(finished, further):
-    record, new = further("noise", "clean_photos=4")
-    # nothing of the protected photos is left, so both arms are the same
-    assert (new["customize"], new["gallery"]) == (1, 1)
-    assert record["clean_photos"] == 4
-    digests = record["digests"]
-    assert digests["gallery_protected"] == digests["gallery_unprotected"]
-    assert digests["gallery_protected"] != finished.record["digests"]["gallery_unprotected"]
-
-
-def test_an_adversary_uses_what_is_already_protected(finished, further):
-    record, new = further("simac", *SIMAC[1:], "adversary=other_term")
-    assert "protect" not in new
-    assert new["customize"] == 2
-    assert record["adversary"] == "other_term"
-    prompts = [row["prompt"] for row in record["scores"]["protected"]["prompts"]]
-    assert all("xjy" in prompt for prompt in prompts)
-
-
-def jpeg(file: Path) -> np.ndarray:
-    coded = io.BytesIO()
-    with Image.open(file) as image:
-        image.save(coded, "JPEG", quality=75)
-    return np.asarray(Image.open(coded)).astype(int)
-
-
 def test_the_stages_key_of_an_attack_without_transforms_is_that_of_one_that_knows_none():
     plain = {"eps": 8, "steps": 6}
     assert effective(plain | {"transforms": [], "transform_samples": 3}) == plain
@@ -316,14 +160,6 @@ def test_the_stages_key_of_the_papers_methods_knows_no_later_option():
     assert effective(plain | later) == plain
     faster = {"draws_per_step": 4, "timestep_policy": {"keep": 100, "gradient": "latents"}}
     assert effective(plain | faster) == plain | faster
-
-
-def test_a_purifier_is_loaded_and_recorded(further, random_sd):
-    model = f"countermeasure.model.path={random_sd}"
-    record, new = further("none", "countermeasure=purify", model)
-    assert new["countermeasure"] == 1  # both arms hold the same photos
-    assert record["countermeasure"] == "purify"
-    assert record["digests"]["purifier"] == record["digests"]["surrogate_model"]
 
 
 def test_stages(command, miniature, tmp_path):
@@ -439,20 +275,6 @@ def test_own_photos_are_not_uploaded(conf, miniature, tmp_path):
     assert composed(conf, *miniature, out).tracker.upload_images is True
     asked = composed(conf, *miniature, out, "tracker.upload_images=false")
     assert asked.tracker.upload_images is False
-
-
-def test_an_ensembles_surrogates_are_loaded_recorded_and_shared(further, random_sd):
-    ensemble = (
-        "+surrogate_model@attack.others.second=tiny",
-        f"attack.others.second.path={random_sd}",
-    )
-    record, new = further("advdm", "attack.steps=2", "attack.step_size=3", *ensemble)
-    assert new["protect"] == 1
-    digests = record["digests"]
-    assert digests["attack.others.second"] == digests["surrogate_model"]
-    alone, new = further("advdm", "attack.steps=2", "attack.step_size=3")
-    assert new["protect"] == 1  # another attack, for the second surrogate's noise counts
-    assert alone["digests"]["protected"] != digests["protected"]
 
 
 def test_an_ensemble_of_other_sizes_is_refused(command, miniature, tmp_path):

@@ -1,0 +1,119 @@
+"""What runs in one folder share with each other."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import SIMAC, artifacts, pixels
+
+STAGES = {
+    "photos",
+    "class_images",
+    "protect",
+    "countermeasure",
+    "customize",
+    "gallery",
+    "eval",
+}
+
+
+@pytest.fixture
+def further(finished, command, miniature):
+    """Run another attack in the same folder; return its record and how many artifacts are new."""
+
+    def run(attack: str, *more: str) -> tuple[dict, dict[str, int]]:
+        out = finished.output_dir
+        before = {stage: artifacts(out, stage) for stage in STAGES}
+        ended = command(*miniature, f"attack={attack}", *more, "tracker=none", f"output_dir={out}")
+        new = {stage: len(artifacts(out, stage) - before[stage]) for stage in STAGES}
+        return json.loads(Path(ended.last_line).read_text()), {k: n for k, n in new.items() if n}
+
+    return run
+
+
+def test_attack_none_makes_no_second_victim(finished, further):
+    record, new = further("none")
+    assert new == {"protect": 1, "eval": 1}  # the score: how visible no protection is
+    digests = record["digests"]
+    assert digests["gallery_protected"] == digests["gallery_unprotected"]
+    assert record["scores"]["protected"] == record["scores"]["unprotected"]
+    assert record["scores"]["unprotected"] == finished.record["scores"]["unprotected"]
+    assert record["perceptibility"]["linf"] == 0
+    assert (record["eps"], record["loss"], record["timestep_policy"]) == (0, "none", "none")
+
+
+def test_attack_noise_shares_class_images_and_the_unprotected_victim(finished, further):
+    record, new = further("noise")
+    assert new == {"protect": 1, "customize": 1, "gallery": 1, "eval": 2}
+    own = finished.record["digests"]
+    assert record["digests"]["gallery_unprotected"] == own["gallery_unprotected"]
+    assert record["digests"]["gallery_protected"] != own["gallery_protected"]
+    assert record["perceptibility"]["linf"] == 8
+
+
+def test_a_countermeasure_shares_the_protected_photos(finished, further):
+    record, new = further("simac", *SIMAC[1:], "countermeasure=jpeg75")
+    # the unprotected arm passes it, too: its adversary does not know that nothing is protected
+    assert new == {"countermeasure": 2, "customize": 2, "gallery": 2, "eval": 2}
+    own = finished.record
+    assert (record["countermeasure"], own["countermeasure"]) == ("jpeg75", "none")
+    assert record["digests"]["protected"] == own["digests"]["protected"]
+    for arm in ("protected", "unprotected"):
+        assert record["digests"][f"gallery_{arm}"] != own["digests"][f"gallery_{arm}"]
+    (clean,) = artifacts(finished.output_dir, "photos")
+    made = artifacts(finished.output_dir, "countermeasure")
+    for folder in made:
+        assert sorted(file.name for file in folder.glob("*.png")) == [f"B{k}.png" for k in range(4)]
+    compressed = [np.array_equal(pixels(f / "B0.png"), jpeg(clean / "set_B/B0.png")) for f in made]
+    assert sorted(compressed) == [False, True]  # that of the protected photo differs
+
+
+def test_clean_photos_replace_some_of_both_arms(finished, further):
+    record, new = further("noise", "clean_photos=4")
+    # nothing of the protected photos is left, so both arms are the same
+    assert (new["customize"], new["gallery"]) == (1, 1)
+    assert record["clean_photos"] == 4
+    digests = record["digests"]
+    assert digests["gallery_protected"] == digests["gallery_unprotected"]
+    assert digests["gallery_protected"] != finished.record["digests"]["gallery_unprotected"]
+
+
+def test_an_adversary_uses_what_is_already_protected(finished, further):
+    record, new = further("simac", *SIMAC[1:], "adversary=other_term")
+    assert "protect" not in new
+    assert new["customize"] == 2
+    assert record["adversary"] == "other_term"
+    prompts = [row["prompt"] for row in record["scores"]["protected"]["prompts"]]
+    assert all("xjy" in prompt for prompt in prompts)
+
+
+def jpeg(file: Path) -> np.ndarray:
+    coded = io.BytesIO()
+    with Image.open(file) as image:
+        image.save(coded, "JPEG", quality=75)
+    return np.asarray(Image.open(coded)).astype(int)
+
+
+def test_a_purifier_is_loaded_and_recorded(further, random_sd):
+    model = f"countermeasure.model.path={random_sd}"
+    record, new = further("none", "countermeasure=purify", model)
+    assert new["countermeasure"] == 1  # both arms hold the same photos
+    assert record["countermeasure"] == "purify"
+    assert record["digests"]["purifier"] == record["digests"]["surrogate_model"]
+
+
+def test_an_ensembles_surrogates_are_loaded_recorded_and_shared(further, random_sd):
+    ensemble = (
+        "+surrogate_model@attack.others.second=tiny",
+        f"attack.others.second.path={random_sd}",
+    )
+    record, new = further("advdm", "attack.steps=2", "attack.step_size=3", *ensemble)
+    assert new["protect"] == 1
+    digests = record["digests"]
+    assert digests["attack.others.second"] == digests["surrogate_model"]
+    alone, new = further("advdm", "attack.steps=2", "attack.step_size=3")
+    assert new["protect"] == 1  # another attack, for the second surrogate's noise counts
+    assert alone["digests"]["protected"] != digests["protected"]

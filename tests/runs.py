@@ -1,0 +1,71 @@
+"""What runs of the program leave, and a run that ended well."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+RUN = Path(__file__).parents[1] / "run.py"
+SIMAC = [
+    "attack=simac",
+    "attack.steps=2",
+    "attack.step_size=3",
+    "attack.surrogate_schedule.iterations=2",
+    "attack.surrogate_schedule.training_steps=1",
+    "timestep_policy.keep=900",
+]
+
+
+def snapshot(output_dir: Path) -> dict[str, tuple[int, int, int]]:
+    """Return inode, time and size of every file of results."""
+    return {
+        str(path.relative_to(output_dir)): (
+            (status := path.stat()).st_ino,
+            status.st_mtime_ns,
+            status.st_size,
+        )
+        for folder in ("store", "records", "overviews", "wandb")
+        for path in sorted((output_dir / folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def artifacts(output_dir: Path, stage: str) -> set[Path]:
+    return {manifest.parent for manifest in output_dir.glob(f"store/{stage}/*/*/manifest.json")}
+
+
+def protected(output_dir: Path) -> dict[str, bytes]:
+    """Return the protected photos of all identities."""
+    return {
+        f"{folder.name}/{file.name}": file.read_bytes()
+        for folder in sorted(artifacts(output_dir, "protect"))
+        for file in sorted(folder.glob("*.png"))
+    }
+
+
+def pixels(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        return np.asarray(image).astype(int)
+
+
+class Finished:
+    """A run that ended well: its arguments, what it printed, and its folder."""
+
+    def __init__(self, arguments: list[str], output_dir: Path, environment: dict[str, str]):
+        self.arguments, self.output_dir = arguments, output_dir
+        ended = subprocess.run(
+            [sys.executable, str(RUN), *arguments],
+            cwd=output_dir.parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ended.returncode == 0, ended.stderr
+        self.out, self.err = ended.stdout, ended.stderr
+        (record,) = output_dir.glob("records/*.json")  # others join it later
+        self.record = json.loads(record.read_text())
