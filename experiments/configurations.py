@@ -34,7 +34,7 @@ class Setting:
         """One line without data set and customizer, which stand in columns of their own."""
         words = [f"base model {self.base_model}, surrogate {self.surrogate_model}"]
         words += [f"after {self.countermeasure}"] if self.countermeasure != "none" else []
-        words += [f"{self.clean_photos} clean photos"] if self.clean_photos else []
+        words += [f"{self.clean_photos} of the photos clean"] if self.clean_photos else []
         words += [self.adversary.replace("_", " ")]
         words += [self.details] if self.details else []
         words += [f"imported from {self.source}"] if self.source != OWN else []

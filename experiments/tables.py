@@ -75,7 +75,7 @@ def setting(record: Mapping) -> str:
     if record["countermeasure"] != "none":
         text += f" after {record['countermeasure']}"
     if record["clean_photos"]:
-        text += f" with {record['clean_photos']} clean photos"
+        text += f" with {record['clean_photos']} of the photos clean"
     if record["adversary"] != "as_assumed":
         text += f", {record['adversary'].replace('_', ' ')}"
     return text

@@ -62,9 +62,9 @@ def test_table_shows_both_victims_and_their_difference():
     [
         ({}, ""),
         ({"countermeasure": "jpeg75"}, " after jpeg75"),
-        ({"clean_photos": 2}, " with 2 clean photos"),
+        ({"clean_photos": 2}, " with 2 of the photos clean"),
         ({"adversary": "other_term"}, ", other term"),
-        ({"countermeasure": "blur", "clean_photos": 1}, " after blur with 1 clean photos"),
+        ({"countermeasure": "blur", "clean_photos": 1}, " after blur with 1 of the photos clean"),
     ],
 )
 def test_what_the_adversary_does_otherwise_is_named(changes, named):
