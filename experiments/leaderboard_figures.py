@@ -130,14 +130,17 @@ def _points(
 
 def _heat_map(rows: Sequence[Row], methods: Sequence[str]) -> str:
     """Settings and budgets against methods; empty where nothing was measured."""
-    places = list(dict.fromkeys((row.configuration.setting, row.configuration.eps) for row in rows))
-    scores = {
-        (row.configuration.setting, row.configuration.eps, row.configuration.method): row.score.mean
-        for row in rows
-    }
+    places = list(dict.fromkeys(map(_place, rows)))
+    scores = {(*_place(row), row.configuration.method): row.score.mean for row in rows}
     values = [[scores.get((*place, method), NOTHING) for method in methods] for place in places]
     width, height = 0.6 * len(methods), 0.26 * len(places)  # inches, of the map
-    names = [f"{_short(setting)}, eps {eps:g}" for setting, eps in places]
+    people = {
+        place: sorted({row.score.n for row in rows if _place(row) == place}) for place in places
+    }
+    names = [
+        f"{_short(place[0])}, eps {place[1]:g} (n={' or '.join(map(str, people[place]))})"
+        for place in places
+    ]
     left, below, above = 0.3 + 0.06 * max(map(len, names)), 0.2, 1.1
     figure = Figure(figsize=(left + width + 1, below + height + above))
     size = (figure.get_figwidth(), figure.get_figheight())
@@ -160,6 +163,10 @@ def _heat_map(rows: Sequence[Row], methods: Sequence[str]) -> str:
     axes.set_yticks(range(len(places)), names)
     figure.colorbar(image, cax=bar)
     return _svg(figure)
+
+
+def _place(row: Row) -> tuple[Setting, float]:
+    return row.configuration.setting, row.configuration.eps
 
 
 def _short(setting: Setting) -> str:
@@ -185,7 +192,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _slug(title: str, taken: Mapping[str, object]) -> str:
-    short = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80].rstrip("-")
+    short = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:120].rstrip("-")
     n, name = 1, short
     while f"{name}.svg" in taken:
         n, name = n + 1, f"{short}-{n + 1}"

@@ -93,7 +93,8 @@ def test_figures_show_every_method_of_every_setting(benchmark_of):
     for _, svg in drawn.values():
         assert {"noise", "simac"} <= set(re.findall(r">([^<]+)</text>", svg))
     heat_map = drawn["settings.svg"][1]
-    assert "portraits, lora, tiny, eps 8" in heat_map
+    assert "portraits, dreambooth, tiny, eps 8 (n=3)" in heat_map
+    assert "portraits, lora, tiny, eps 8 (n=1)" in heat_map
     assert figures([]) == {}
 
 
