@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -77,6 +79,16 @@ def train_autoencoder(work: Path, images: Tensor, steps: int, device: str) -> Au
         latents = vae.encode(images[:512].to(device).float() / 127.5 - 1).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae
+
+
+def autoencoder_of_tiny() -> AutoencoderKL:
+    """Return `tiny`'s autoencoder without the folder it came from, which `from_pretrained` would
+    write into every copy.
+    """
+    folder = EMBEDDED / "tiny" / "vae"
+    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder))
+    vae.load_state_dict(load_file(folder / SAFETENSORS_WEIGHTS_NAME))
+    return vae.eval().requires_grad_(False)
 
 
 def _noise(shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -206,8 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     if settings.model == "tiny":
         vae = train_autoencoder(work, portraits.images, settings.autoencoder_steps, device)
     else:
-        vae = AutoencoderKL.from_pretrained(EMBEDDED / "tiny" / "vae").to(device)
-        vae.eval().requires_grad_(False)
+        vae = autoencoder_of_tiny().to(device)
     unet, text_encoder, tokenizer = train_unet(
         settings.model, work, vae, portraits, settings.unet_steps, settings.batch, device
     )

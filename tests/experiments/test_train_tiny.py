@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from anticustom import diffusion
+from anticustom.diffusion import EMBEDDED
 from anticustom.portraits import TRAINING_IDENTITIES_FROM
 from experiments import training_portraits
 from experiments.tiny_model import RARE_TOKENS, SIZE, make_tokenizer, new_text_encoder
@@ -29,6 +30,8 @@ def test_training_goes_on_and_writes_a_model(name, tmp_path):
     train(2)  # goes on after the first step
     saved = torch.load(tmp_path / "work" / f"{name}-unet.pt", weights_only=True)
     assert saved["step"] == 2
+    written = [file.read_text() for file in (tmp_path / "model").rglob("*.json")]
+    assert not any(str(EMBEDDED) in text for text in written)  # a path of one machine
     model = diffusion.load(str(tmp_path / "model"))
     images = model.sample(
         "a photo of sks person",
