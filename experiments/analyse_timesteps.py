@@ -22,7 +22,7 @@ from anticustom.identities import PhotoSet
 from anticustom.losses import Denoising
 from anticustom.progress import Progress
 from anticustom.timestep_policies import image_gradient_and_loss
-from experiments.analysis_subjects import Subject, arguments, composed, run, said
+from experiments.analysis_subjects import Subject, arguments, run, said, settled
 from experiments.pipeline import build
 from experiments.spectra import radial_power
 
@@ -136,7 +136,7 @@ def analyse(
         ]
         progress("timesteps", done + 1, len(set(settings.timesteps)))
     # SimAC's search as the attack calls it, whatever attack the overrides choose
-    attack = build(composed(["attack=simac", *subject.words]).attack)
+    attack = build(settled(["attack=simac", *subject.words]).attack)
     allowed = attack.timestep_policy.allowed(
         model,
         photos.images.to(model.device),

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from torch import Tensor
@@ -20,6 +19,7 @@ from anticustom.draws import SeededDraws
 from anticustom.identities import PhotoSet
 from anticustom.images import quantize_within
 from anticustom.progress import Checkpoint, NoCheckpoint, Progress
+from experiments.composing import composed
 from experiments.disk import atomic_write
 from experiments.models import Model
 from experiments.pipeline import build, chosen_device, model_of, without
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-CONF = Path(__file__).parents[1] / "conf"
 FEW = "class_images.count=8"  # what a short analysis trains surrogates on
 
 
@@ -68,7 +67,7 @@ def read_subject(
 
     `model` is an embedded model or a folder that takes the place of the configuration's.
     """
-    config = composed(words)
+    config = settled(words)
     config.seed, config.dataset.identities = seed, [identity]
     config.surrogate_model.path = model or config.surrogate_model.path
     source = model_of(config.surrogate_model)
@@ -81,10 +80,9 @@ def read_subject(
     return Subject(tuple(words), config, source, name, shown, person.set_A)
 
 
-def composed(words: Sequence[str]) -> DictConfig:
+def settled(words: Sequence[str]) -> DictConfig:
     """Return the configuration with the overrides `words`, its device and precision chosen."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [FEW, *words])
+    config = composed(FEW, *words)
     config.device = chosen_device(config.device)
     if config.precision == "auto":
         config.precision = "mixed" if config.device.startswith("cuda") else "float32"
@@ -101,7 +99,7 @@ def attacked(
     """Return the subject's photos protected by the attack that `words` and the subject's own
     overrides compose, on the 8-bit grid as their files would hold them.
     """
-    config = composed([*words, *subject.words])
+    config = settled([*words, *subject.words])
     config.surrogate_model.path, config.seed = subject.model.path, subject.config.seed
     attack = build(config.attack)
     network = subject.network()

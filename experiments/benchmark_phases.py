@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -20,10 +19,9 @@ from anticustom.images import from_8bit, sign_step, write_png
 from anticustom.portraits import person, render, shot
 from anticustom.surrogates import trained_parameters
 from anticustom.timestep_policies import image_gradient_and_loss
+from experiments.composing import composed
 from experiments.pipeline import without
 from experiments.random_models import random_model
-
-CONF = Path(__file__).parents[1] / "conf"
 
 
 class Bench:
@@ -35,8 +33,7 @@ class Bench:
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
         words = [f"surrogate_model={model}", f"precision={precision}", "attack=simac"]
         words += [f"memory={memory}"]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            self.config = compose("config", words)
+        self.config = composed(*words)
         folder = diffusion.local_folder(self.config.surrogate_model.path)
         self.model = (
             diffusion.load(str(folder), device=device, precision=precision)

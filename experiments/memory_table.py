@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hydra import compose, initialize_config_dir
 from tabulate import tabulate
 
 from anticustom import diffusion
+from experiments.composing import composed
 from experiments.memory import GIB, NAMES, stage_bytes
 from experiments.memory_counting import counting
 from experiments.random_models import random_model
 from experiments.terminal import quiet_libraries
 
-CONF = Path(__file__).parents[1] / "conf"
 ATTACKS = ("simac", "aspl", "fsmg", "advdm", "simac_released")
 CUSTOMIZERS = ("dreambooth", "lora", "custom_diffusion", "textual_inversion")
 
@@ -31,7 +30,7 @@ def table(overrides: Sequence[str], folder: Path) -> list[list[str]]:
         for name in names:
             sizes = []
             for setting in NAMES:
-                config = compose("config", [*overrides, f"{group}={name}", f"memory={setting}"])
+                config = composed(*overrides, f"{group}={name}", f"memory={setting}")
                 folders = {"surrogate_model": folder, "customizer.base_model": folder}
                 sizes.append(f"{stage_bytes(stage, config, folders) / GIB:.1f}")
             rows.append([f"{group}={name}", *sizes])
@@ -54,11 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     given = sys.argv[1:] if arguments is None else arguments
     overrides = ["surrogate_model=sd21", "precision=mixed", *given]
-    with (
-        initialize_config_dir(str(CONF), version_base="1.3"),
-        TemporaryDirectory() as temporary,
-    ):
-        model = compose("config", overrides).surrogate_model
+    with TemporaryDirectory() as temporary:
+        model = composed(*overrides).surrogate_model
         folder = diffusion.local_folder(model.path)
         if folder is None:
             folder = Path(temporary)

@@ -7,8 +7,6 @@ import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", OMP_NUM_THREADS="1")
 
-ROOT = Path(__file__).parents[1]
-
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
@@ -22,11 +20,6 @@ def shared() -> Path:
     if "ANTICUSTOM_SHARED" not in os.environ:
         pytest.skip("ANTICUSTOM_SHARED does not name the folder of reference data")
     return Path(os.environ["ANTICUSTOM_SHARED"]).resolve()
-
-
-@pytest.fixture(scope="session")
-def conf() -> str:
-    return str(ROOT / "conf")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from helpers import PRESETS, Killed, Memory
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
 from anticustom.images import from_8bit
 from anticustom.progress import NoCheckpoint, silent
+from experiments.composing import composed
 
 DRAWS = SeededDraws(0, "ann", (4, 8, 8))
 
@@ -58,12 +58,11 @@ def draws(model) -> SeededDraws:
 
 
 @pytest.fixture(scope="session")
-def configured(conf) -> Callable:
+def configured() -> Callable:
     """Return what a node of the composed configuration instantiates."""
 
     def make(node: str, *overrides: str):
-        with initialize_config_dir(conf, version_base="1.3"):
-            return instantiate(compose("config", list(overrides))[node], _convert_="object")
+        return instantiate(composed(*overrides)[node], _convert_="object")
 
     return make
 

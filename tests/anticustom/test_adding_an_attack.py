@@ -8,11 +8,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from anticustom import losses
 from anticustom.images import quantize_within
+from experiments.composing import CONF, composed
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_an_attack.md"
 SHORT = "attack.steps=2"
@@ -26,9 +26,9 @@ def blocks() -> dict[str, str]:
 
 
 @pytest.fixture
-def added(conf, tmp_path, monkeypatch):
+def added(tmp_path, monkeypatch):
     """Compose and instantiate an attack where the page's files have been added."""
-    shutil.copytree(conf, tmp_path / "conf")
+    shutil.copytree(CONF, tmp_path / "conf")
     for path, text in blocks().items():
         if path.endswith(".yaml"):
             (tmp_path / path).write_text(text)
@@ -41,8 +41,8 @@ def added(conf, tmp_path, monkeypatch):
     exec(files["anticustom/attacks/momentum.py"], vars(module))
 
     def make(*words: str):
-        with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
-            return instantiate(compose("config", list(words)).attack, _convert_="object")
+        config = composed(*words, folder=tmp_path / "conf")
+        return instantiate(config.attack, _convert_="object")
 
     return make
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +18,7 @@ from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.draws import Draw
 from anticustom.images import read_png, write_png
 from anticustom.surrogates import start
+from experiments.composing import composed
 
 LEVELS = 127.5  # grey levels per unit of the recordings' [-1, 1] scale
 
@@ -28,8 +28,8 @@ class Golden:
     recordings of.
     """
 
-    def __init__(self, folder: Path, conf: str):
-        self.folder, self.conf = folder, conf
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.settings = json.loads((folder / "settings.json").read_text())
         images = load_file(folder / "images.safetensors")
         self.clean, self.adversarial = (images[name] / 2 + 0.5 for name in ("clean", "adversarial"))
@@ -44,24 +44,20 @@ class Golden:
         s = self.settings["surrogate_training"]
         pgd = self.settings["simac" if preset.startswith("simac") else "pgd"]
         training = "attack.surrogate_schedule.training"
-        with initialize_config_dir(self.conf, version_base="1.3"):
-            config = compose(
-                "config",
-                [
-                    f"attack={preset}",
-                    "attack.precision=float32",
-                    f"prompts.instance={self.settings['instance_prompt']}",
-                    f"prompts.class={self.settings['class_prompt']}",
-                    f"attack.eps={pgd['radius'] * LEVELS}",
-                    f"attack.step_size={pgd['step'] * LEVELS}",
-                    f"{training}.learning_rate={s['learning_rate']}",
-                    f"+{training}.betas={s['betas']}",
-                    f"+{training}.weight_decay={s['weight_decay']}",
-                    f"+{training}.epsilon={s['epsilon']}",
-                    f"{training}.prior_weight={s['prior_weight']}",
-                    *overrides,
-                ],
-            )
+        config = composed(
+            f"attack={preset}",
+            "attack.precision=float32",
+            f"prompts.instance={self.settings['instance_prompt']}",
+            f"prompts.class={self.settings['class_prompt']}",
+            f"attack.eps={pgd['radius'] * LEVELS}",
+            f"attack.step_size={pgd['step'] * LEVELS}",
+            f"{training}.learning_rate={s['learning_rate']}",
+            f"+{training}.betas={s['betas']}",
+            f"+{training}.weight_decay={s['weight_decay']}",
+            f"+{training}.epsilon={s['epsilon']}",
+            f"{training}.prior_weight={s['prior_weight']}",
+            *overrides,
+        )
         return instantiate(config.attack, _convert_="object")
 
     def inputs(self, photos: Tensor, draws, progress=lambda *a: None) -> AttackInputs:
@@ -138,8 +134,8 @@ def assert_same_losses(ours: list[float] | Tensor, golden: Tensor, tolerance: fl
 
 
 @pytest.fixture(scope="module")
-def golden(shared, conf) -> Golden:
-    return Golden(shared / "golden", conf)
+def golden(shared) -> Golden:
+    return Golden(shared / "golden")
 
 
 def still(trace: dict[str, Tensor]) -> list[str]:

@@ -4,7 +4,6 @@ import json
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -12,6 +11,7 @@ from experiments import analyse_cost
 from experiments.analyse_cost import chosen, falls, main, operations
 from experiments.benchmark import counted
 from experiments.benchmark_phases import Bench, whole
+from experiments.composing import composed
 
 COSTS = {"noise": 0, "simac_fast": 5e11, "simac": 5e12}
 
@@ -67,13 +67,11 @@ def test_an_unknown_reference_is_refused(folder):
 
 
 @pytest.fixture
-def recorded(conf):
+def recorded():
     """Return a record of an attack on one photo, so far as its operations ask for it."""
 
     def make(*words: str) -> dict:
-        with initialize_config_dir(conf, version_base="1.3"):
-            config = compose("config", list(words))
-        attack = OmegaConf.to_container(config, resolve=True)["attack"]
+        attack = OmegaConf.to_container(composed(*words), resolve=True)["attack"]
         images = {"images": [{}]}
         return {"surrogate_model": "tiny", "config": {"attack": attack}, "perceptibility": images}
 

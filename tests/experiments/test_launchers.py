@@ -4,8 +4,9 @@ import json
 import subprocess
 import sys
 
-from hydra import compose, initialize_config_dir
 from runs import RUN
+
+from experiments.composing import composed
 
 STAGES = ("photos", "class_images", "customize", "gallery")
 
@@ -34,10 +35,9 @@ def test_jobs_at_once_share_a_store(miniature, environment, tmp_path):
     assert made == {"photos": 2, "class_images": 1, "customize": 4, "gallery": 5}
 
 
-def test_slurm_is_asked_for_what_the_settings_say(conf):
-    with initialize_config_dir(conf, version_base="1.3"):
-        words = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
-        launcher = compose("config", words, return_hydra_config=True).hydra.launcher
+def test_slurm_is_asked_for_what_the_settings_say():
+    words = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
+    launcher = composed(*words, with_hydra=True).hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     assert (launcher.partition, launcher.gpus_per_node, launcher.tasks_per_node) == ("gpu", 1, 1)
     assert launcher.max_num_timeout > 0

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from anticustom import diffusion
@@ -10,6 +9,7 @@ from anticustom.adapters import add_adapters
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
 from experiments import memory, memory_counting, memory_table
+from experiments.composing import CONF, composed
 from experiments.memory import GIB, NAMES, check_fits
 from experiments.memory_counting import of_adapters, of_weights
 from experiments.memory_table import write_shapes
@@ -28,13 +28,12 @@ def sd21(tmp_path_factory):
 
 
 @pytest.fixture
-def fits(conf, sd21):
+def fits(sd21):
     """Check a configuration on a GPU of so many GiB."""
 
     def check(available: float, *words: str) -> None:
         words = ["surrogate_model=sd21", "precision=mixed", *words]
-        with initialize_config_dir(conf, version_base="1.3"):
-            config = compose("config", [*words, "dataset=portraits"])
+        config = composed(*words, "dataset=portraits")
         folders = {"surrogate_model": sd21, "customizer.base_model": sd21}
         choices = {"attack": "simac", "customizer": "dreambooth"}
         for word in words:
@@ -143,6 +142,6 @@ def test_the_cpu_is_not_asked(monkeypatch):
     assert memory.free_bytes("cuda:1") == 5
 
 
-def test_every_setting_has_the_keys_of_all(conf):
-    files = {name: OmegaConf.load(f"{conf}/memory/{name}.yaml") for name in NAMES}
+def test_every_setting_has_the_keys_of_all():
+    files = {name: OmegaConf.load(CONF / f"memory/{name}.yaml") for name in NAMES}
     assert len({frozenset(node) for node in files.values()}) == 1

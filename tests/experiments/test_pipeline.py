@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from runs import artifacts, pixels, protected, snapshot
 
+from experiments.composing import composed
 from experiments.pipeline import Pipeline
 from experiments.stages import effective
 
@@ -71,9 +71,8 @@ OWN_LINES = [
 ]
 
 
-def composed(conf: str, *arguments: str) -> Pipeline:
-    with initialize_config_dir(conf, version_base="1.3"):
-        config = compose("config", list(arguments), return_hydra_config=True)
+def pipeline_of(*arguments: str) -> Pipeline:
+    config = composed(*arguments, with_hydra=True)
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
@@ -265,15 +264,15 @@ def test_sweeps_run_one_job_after_the_other(command, miniature, tmp_path):
     assert len(list(tmp_path.glob("logs/*/[01]/.hydra/config.yaml"))) == 2
 
 
-def test_own_photos_are_not_uploaded(conf, miniature, tmp_path):
+def test_own_photos_are_not_uploaded(miniature, tmp_path):
     own = ["dataset=folder", f"dataset.root={tmp_path}/photos", "surrogate_model=tiny", *miniature]
     Path(tmp_path, "photos").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")
     out = f"output_dir={tmp_path}/out"
-    assert composed(conf, *own, out).tracker.upload_images is False
-    assert composed(conf, *own, out, "tracker.upload_images=true").tracker.upload_images is True
-    assert composed(conf, *miniature, out).tracker.upload_images is True
-    asked = composed(conf, *miniature, out, "tracker.upload_images=false")
+    assert pipeline_of(*own, out).tracker.upload_images is False
+    assert pipeline_of(*own, out, "tracker.upload_images=true").tracker.upload_images is True
+    assert pipeline_of(*miniature, out).tracker.upload_images is True
+    asked = pipeline_of(*miniature, out, "tracker.upload_images=false")
     assert asked.tracker.upload_images is False
 
 

@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
+from experiments.composing import composed
 from experiments.tracking import NoTracker, WandbTracker, filled_in
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -189,11 +189,10 @@ def test_runs_are_grouped_by_sweep_or_else_by_attack(offline):
     assert groups == ["simac", "benchmark"]
 
 
-def test_what_a_tracker_leaves_open_follows_the_run(conf):
+def test_what_a_tracker_leaves_open_follows_the_run():
     def filled(*words: str, mode: str = "RUN", **choices: str):
         words = ("tracker=wandb", *words, f"hydra.mode={mode}", "hydra.sweep.dir=logs/monday")
-        with initialize_config_dir(conf, version_base="1.3"):
-            config = compose("config", list(words), return_hydra_config=True)
+        config = composed(*words, with_hydra=True)
         HydraConfig.instance().set_config(config)
         try:
             tracker = filled_in(config.tracker, {"dataset": "portraits", **choices})

@@ -1,0 +1,174 @@
+"""The configuration's presets: the papers' numbers, the released code, settings and experiments."""
+
+import pytest
+from conf_options import OPTIONS, differences, flat, options, resolved
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.composing import composed
+
+TRAINING = "surrogate_schedule.training"
+
+
+def test_simac_is_aspl_with_its_policy_and_loss():
+    recombined = composed(
+        "attack=aspl", "timestep_policy=adaptive_greedy", "loss=feature_interference"
+    )
+    assert differences(composed("attack=simac").attack, recombined.attack) == {}
+
+
+@pytest.mark.parametrize(
+    ("attack", "own"),
+    [
+        ("aspl", {"eps": (8, 6.375)}),
+        (
+            "simac",
+            {"loss.reference": ("original", "phase_start"), "loss.gradient": (True, False)},
+        ),
+    ],
+)
+def test_released_presets_differ_in_the_named_options_only(attack, own):
+    described, released = composed(f"attack={attack}"), composed(f"attack={attack}_released")
+    assert differences(described.attack, released.attack) == {
+        "precision": ("auto", "bfloat16"),
+        f"{TRAINING}.gradient_clip": (1.0, None),
+        f"{TRAINING}.order": ("continue", "restart"),
+        f"{TRAINING}.optimizer": ("keep", "per_call"),
+        **own,
+    }
+
+
+def test_the_papers_numbers():
+    """Of Anti-DreamBooth's and SimAC's scripts, with eps and steps in grey levels."""
+    config = composed("attack=simac", "surrogate_model=sd21")
+    assert flat(resolved(config.attack)) == {
+        "_target_": "anticustom.attacks.pgd.PGD",
+        "eps": 8,
+        "step_size": pytest.approx(0.005 * 127.5),
+        "steps": 6,
+        "instance_prompt": "a photo of sks person",
+        "class_prompt": "a photo of person",
+        "precision": "auto",
+        "draws_per_step": 1,
+        "transforms": [],
+        "transform_samples": 1,
+        "loss._target_": "anticustom.losses.FeatureInterference",
+        "loss.weight": 1.0,
+        "loss.up_blocks": [3],
+        "loss.reference": "original",
+        "loss.gradient": True,
+        "timestep_policy._target_": "anticustom.timestep_policies.AdaptiveGreedy",
+        "timestep_policy.candidates": 5,
+        "timestep_policy.window": 40,
+        "timestep_policy.margin": 20,
+        "timestep_policy.keep": 100,
+        "timestep_policy.max_rounds": 50,
+        "timestep_policy.gradient": "image",
+        "surrogate_schedule._target_": "anticustom.surrogates.Alternating",
+        "surrogate_schedule.iterations": 50,
+        "surrogate_schedule.training_steps": 3,
+        "surrogate_schedule.adapters": None,
+        "surrogate_schedule.training.optimizer_states": "32bit",
+        f"{TRAINING}._target_": "anticustom.finetuning.FineTuning",
+        f"{TRAINING}.learning_rate": 5e-7,
+        f"{TRAINING}.batch_size": 1,
+        f"{TRAINING}.prior_weight": 1.0,
+        f"{TRAINING}.gradient_clip": 1.0,
+        f"{TRAINING}.order": "continue",
+        f"{TRAINING}.optimizer": "keep",
+    }
+    fsmg = composed("attack=fsmg", "surrogate_model=sd21").attack
+    schedule = instantiate(fsmg.surrogate_schedule, _convert_="object")
+    assert (fsmg.steps, schedule.iterations, schedule.training_steps) == (100, 1, 1000)
+    assert (schedule.training.learning_rate, schedule.training.batch_size) == (5e-7, 2)
+    assert composed("attack=noise").attack.eps == 8
+    for model in ("sd14", "sd15", "sd21"):
+        node = composed(f"surrogate_model={model}").surrogate_model
+        assert node.gallery.images_per_prompt == 30
+        assert node.class_images.count == 200
+        assert len(node.revision) == 40
+        assert node.needs_gpu
+
+
+@pytest.mark.parametrize("dataset", ["vggface2", "celebahq"])
+def test_the_papers_data_sets_choose_the_papers_model(dataset):
+    config = composed(f"dataset={dataset}")
+    assert config.surrogate_model.name == "sd21"
+    assert config.customizer.base_model.name == "sd21"
+    assert config.attack.surrogate_schedule.training.learning_rate == 5e-7
+    assert composed().surrogate_model.name == "tiny"
+
+
+def customized(config: DictConfig) -> tuple:
+    """Return what the adversary decides: base model, customizer, training prompt, gallery."""
+    customizer = config.customizer
+    return (
+        customizer.base_model.name,
+        customizer._target_,
+        customizer.instance_prompt,
+        tuple(config.gallery.prompts),
+    )
+
+
+@pytest.mark.parametrize(
+    ("adversary", "differs"),
+    [
+        ("as_assumed", (False, False, False, False)),
+        ("other_customizer", (False, True, False, False)),
+        ("other_term", (False, False, True, True)),
+        ("other_prompts", (False, False, True, True)),
+        ("other_model", (True, False, False, False)),
+        ("all_other", (True, True, True, True)),
+    ],
+)
+def test_an_adversary_differs_where_it_says_and_the_attack_stays(adversary, differs):
+    assumed, other = composed(), composed(f"adversary={adversary}")
+    pairs = zip(customized(assumed), customized(other), strict=True)
+    assert tuple(a != b for a, b in pairs) == differs
+    assert (
+        resolved(other).items()
+        >= {key: resolved(assumed)[key] for key in ("attack", "surrogate_model", "prompts")}.items()
+    )
+
+
+def test_the_command_line_wins_over_an_adversary():
+    config = composed("adversary=other_term", "customizer.instance_prompt=a photo of ohwx person")
+    assert config.customizer.instance_prompt == "a photo of ohwx person"
+    assert "xjy" in config.gallery.prompts[0]
+
+
+@pytest.mark.parametrize("quirk", sorted(set(options("quirk")) - {"none"}))
+def test_a_quirk_is_one_of_the_released_presets_settings(quirk):
+    """It changes one key of SimAC, to what the released preset has there."""
+    described, released, own = (
+        flat(resolved(composed(*words).attack))
+        for words in (["attack=simac"], ["attack=simac_released"], [f"quirk={quirk}"])
+    )
+    (key,) = [key for key in described if own[key] != described[key]]
+    assert own[key] == released[key]
+
+
+def test_the_purifier_is_another_model_than_the_surrogate():
+    words = ["surrogate_model=sd21", "countermeasure=purify"]
+    assert composed(*words).countermeasure.model.name == "tiny_b"
+    config = composed(*words, "surrogate_model@countermeasure.model=sd15")
+    assert config.countermeasure.model.name == "sd15"
+    assert config.surrogate_model.name == config.customizer.base_model.name == "sd21"
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_sweeps_over_what_exists(experiment):
+    config = composed(f"experiment={experiment}", with_hydra=True)
+    assert config.hydra.mode.name == "MULTIRUN"
+    # some compare methods with themselves, all others have the placebo in them
+    compares = experiment in ("quirks", "transforms")
+    assert compares or "noise" in config.hydra.sweeper.params.attack.split(",")
+    parser = OverridesParser.create()
+    for key, values in config.hydra.sweeper.params.items():
+        override = parser.parse_override(f"{key}={values}")
+        choices = override.sweep_string_iterator() if override.is_sweep_override() else [values]
+        for value in choices:
+            swept = composed(f"experiment={experiment}", f"{key}={value}")
+            in_yaml = str(OmegaConf.select(swept, key)).replace("'", "").replace(", ", ",")
+            assert key in dict(OPTIONS) or in_yaml == value
