@@ -36,6 +36,7 @@ class Setting:
         words += [f"after {self.countermeasure}"] if self.countermeasure != "none" else []
         words += [f"{self.clean_photos} of the photos clean"] if self.clean_photos else []
         words += [self.adversary.replace("_", " ")]
+        words += [f"scored with {self.backbone}"]
         words += [self.details] if self.details else []
         words += [f"imported from {self.source}"] if self.source != OWN else []
         return ", ".join(words)

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.configurations import OWN, Setting
-from experiments.standings import SCORE, Row, is_unprotected
+from experiments.samples import is_unprotected, usual_people
+from experiments.standings import SCORE, Row
 
 # Okabe and Ito's, which colour-blind people tell apart
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 NOTHING = float("nan")
 MARKERS = "os^Dv<>P*X"
-LABEL = f"{SCORE.replace('_', ' ')} (lower: better protected)"
 STYLE = {
     "svg.hashsalt": "anticustom",  # else the names of clip paths are random
     "svg.fonttype": "none",
@@ -42,28 +42,33 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     shown = [row for of in settings.values() for row in of]
     methods = sorted({row.configuration.method for row in shown})
     found = {}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's own matplotlibrc says
+        matplotlib.rcParams.update(STYLE)
         for setting, of in settings.items():
             if all(is_unprotected(row.configuration) for row in of):
                 continue
             title = f"{setting.dataset}, {setting.customizer}, {setting.title}"
             found[f"{_slug(title, found)}.svg"] = (title, _of_setting(of, methods))
-        if any(not is_unprotected(row.configuration) for row in shown):
-            title = f"{SCORE.replace('_', ' ').capitalize()} of every method in every setting"
-            found["settings.svg"] = (title, _heat_map(shown, methods))
+        for backbone in sorted({setting.backbone for setting in settings}):
+            of = [row for row in shown if row.configuration.setting.backbone == backbone]
+            if any(not is_unprotected(row.configuration) for row in of):
+                title = f"{_score(backbone).capitalize()} of every method in every setting"
+                found[f"{_slug(f'settings {backbone}', found)}.svg"] = (title, _heat_map(of))
     return found
 
 
 def _comparable(rows: Sequence[Row]) -> list[Row]:
-    """The rows of a setting without methods on few people where there are ranked ones: a mean over
-    some of the people looks like a difference between methods.
+    """The rows of a setting over the same people at all budgets: means over others look like
+    differences between methods.
     """
-    ranked = {row.configuration.method for row in rows if row.rank}
-    return [
-        row
-        for row in rows
-        if not ranked or row.configuration.method in ranked or is_unprotected(row.configuration)
-    ]
+    protected = [row for row in rows if not is_unprotected(row.configuration)]
+    usual = usual_people(row.identities for row in protected or rows)
+    return [row for row in rows if row.identities == usual]
+
+
+def _score(backbone: str) -> str:
+    return f"{SCORE.replace('_', ' ')} ({backbone})"
 
 
 def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
@@ -98,7 +103,7 @@ def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
             axes.axhline(most.score.mean, color="#667080", linestyle="--", label="unprotected")
         axes.locator_params(nbins=6)
     first = panels[kinds[0]]
-    first.set_ylabel(LABEL)
+    first.set_ylabel(f"{_score(rows[0].configuration.setting.backbone)}, lower: better protected")
     if "eps" in panels:
         panels["eps"].set(xlabel="eps (grey levels)", xticks=budgets)
     if "psnr" in panels:
@@ -128,8 +133,9 @@ def _points(
     )
 
 
-def _heat_map(rows: Sequence[Row], methods: Sequence[str]) -> str:
+def _heat_map(rows: Sequence[Row]) -> str:
     """Settings and budgets against methods; empty where nothing was measured."""
+    methods = sorted({row.configuration.method for row in rows})
     places = list(dict.fromkeys(map(_place, rows)))
     scores = {(*_place(row), row.configuration.method): row.score.mean for row in rows}
     values = [[scores.get((*place, method), NOTHING) for method in methods] for place in places]

@@ -20,7 +20,7 @@ from experiments import records
 from experiments.configurations import configurations
 from experiments.disk import StoreError, atomic_write
 from experiments.leaderboard import RECORDS, read
-from experiments.standings import natural
+from experiments.samples import natural
 from experiments.store import MANIFEST, Artifact
 
 INVENTED_PEOPLE = "anticustom.identities.Portraits"

@@ -20,7 +20,8 @@ def test_names_tell_settings_apart(made_up):
     found = of([made_up(), lora, jpeg, facenet, made_up(eps=4)])
     assert len(set(found.values())) == 5
     assert not any(one.setting.details for one in found.values())
-    assert "after jpeg75, 1 of the photos clean, other term" in found["2"].setting.title
+    title = found["2"].setting.title
+    assert "after jpeg75, 1 of the photos clean, other term, scored with sface" in title
 
 
 def test_settings_under_equal_names_are_told_apart_by_what_differs(made_up):

@@ -2,6 +2,7 @@ import csv
 import io
 import re
 
+import matplotlib
 import pytest
 
 from experiments import records
@@ -36,21 +37,33 @@ def test_equal_records_give_equal_bytes(found, files, tmp_path):
     stale = tmp_path / "leaderboard" / "old-setting.svg"
     stale.parent.mkdir()
     stale.write_text("<svg/>")
+    (stale.parent / "README.md").write_text("![old](old-setting.svg)")
+    own = stale.with_name("somebodys-own.svg")
+    own.write_text("<svg/>")
     main(["--records", str(tmp_path / "records"), "--output-dir", str(stale.parent)])
+    assert own.read_text() == "<svg/>"
+    own.unlink()
     there = {path.name: path.read_text(encoding="utf-8") for path in stale.parent.iterdir()}
     assert there == files
-    figure = next(text for name, text in files.items() if name.endswith("assumed.svg"))
+    figure = next(text for name, text in files.items() if name.startswith("portraits"))
     assert not re.search(r"<dc:date>|Matplotlib v", figure)
 
 
 def test_scores_hold_every_figure(found, files):
     rows = list(csv.DictReader(io.StringIO(files["scores.csv"])))
-    assert [row["method"] for row in rows] == ["simac", "aspl", "noise", "none"] * 2
+    assert [(row["eps"], row["method"]) for row in rows] == [
+        *(("4", method) for method in ("simac", "aspl", "noise")),
+        ("0", "none"),  # once: it has no budget
+        *(("8", method) for method in ("simac", "aspl", "noise")),
+    ]
+    assert {row["comparable"] for row in rows} == {"yes"}
     first = rows[0]
     row = standings(found)[0]
     assert float(first["identity_retention (sface) mean"]) == row.score.mean
     assert float(first["identity_retention (sface) high"]) == row.score.high
-    assert float(first["against_placebo p_value"]) == row.against_placebo.p_value
+    placebo = "against_placebo identity_retention (sface)"
+    assert float(first[f"{placebo} mean"]) == row.against_placebo.mean.mean
+    assert float(first[f"{placebo} p_value"]) == row.against_placebo.p_value
     assert (first["rank"], first["identities"], first["eps"]) == ("1", "12", "4")
     assert first["psnr n"] == "12"
     assert (rows[3]["rank"], rows[3]["unranked"], rows[3]["psnr n"]) == ("", "no protection", "")
@@ -59,7 +72,10 @@ def test_scores_hold_every_figure(found, files):
 
 def test_readme_has_a_table_for_each_budget(files):
     text = files["README.md"]
-    assert "## portraits, dreambooth\nbase model tiny, surrogate tiny, as assumed" in text
+    assert (
+        "## portraits, dreambooth\nbase model tiny, surrogate tiny, as assumed, scored with sface"
+        in text
+    )
     assert text.index("eps 4:") < text.index("eps 8:")
     headings = next(line for line in text.splitlines() if line.startswith("| rank"))
     cells = [cell.strip() for cell in headings.strip("|").split("|")]
@@ -70,15 +86,60 @@ def test_readme_has_a_table_for_each_budget(files):
     assert "- (no protection)" in text
 
 
-def test_recognizers_have_columns_of_their_own(benchmark_of):
-    one = benchmark_of({"simac": 0.3}, identities=3)
-    other = benchmark_of({"simac": 0.2}, identities=3, scorer={"backbone": "facenet"})
-    both = one | {f"other_{name}": record for name, record in other.items()}
-    rows = list(csv.DictReader(io.StringIO(leaderboard(both, {})["scores.csv"])))
-    facenet, _, sface, _ = rows
+def test_rows_on_other_people_have_a_table_of_their_own(benchmark_of):
+    found = benchmark_of({"noise": 0, "simac": 0.3}) | benchmark_of({"aspl": 0.5}, identities=4)
+    files = leaderboard(found, {})
+    above, below = files["README.md"].split("eps 8, on fewer or other identities")
+    assert re.search(r"\| 1 +\| `simac` +\| 12 +\|", above)
+    assert "`aspl`" not in above
+    assert re.search(r"\| - \(fewer than 10 identities\) +\| `aspl` +\| 4 † +\|", below)
+    # the difference is over the four whom both have; no p-value
+    assert re.search(r"\| -0\.\d\d \[-0\.\d\d, -0\.\d\d\] +\| -0\.\d\d \[.*\] +\|\n", below)
+    assert "4 † (not those of the other rows" in files["index.html"]
+    rows = list(csv.DictReader(io.StringIO(files["scores.csv"])))
+    assert [(row["method"], row["comparable"]) for row in rows] == [
+        ("simac", "yes"),
+        ("noise", "yes"),
+        ("none", "yes"),
+        ("aspl", "no"),
+    ]
+
+
+def test_reading_says_what_misleads(files):
+    for name in ("README.md", "index.html"):
+        text = files[name]
+        assert "50, 75, 87.5 and 94 % for n = 2, 3, 4 and 5" in text
+        assert "negative means that the row protects better" in text
+        assert "Intervals are not corrected" in text
+    assert "title=" not in files["index.html"]  # what only a mouse could reach
+
+
+def test_recognizers_have_columns_figures_and_headings_of_their_own(benchmark_of):
+    one = benchmark_of({"noise": 0.0, "simac": 0.3}, identities=3)
+    other = benchmark_of({"noise": 0.0, "simac": 0.2}, identities=3)
+    other = {f"other_{k}": r | {"scorer": {"backbone": "facenet"}} for k, r in other.items()}
+    files = leaderboard(one | other, {})
+    rows = list(csv.DictReader(io.StringIO(files["scores.csv"])))
+    facenet, _, _, sface, _, _ = rows
     assert facenet["ism (facenet) mean"] == sface["ism (sface) mean"] == "0.6"
     assert facenet["ism (sface) mean"] == sface["ism (facenet) mean"] == ""
     assert facenet["fdfr mean"] == sface["fdfr mean"] == "0.0"
+    difference = "against_placebo identity_retention (sface) mean"
+    assert (bool(sface[difference]), facenet[difference]) == (True, "")
+    for backbone in ("facenet", "sface"):
+        title = f"as assumed, scored with {backbone}"
+        assert f"\nbase model tiny, surrogate tiny, {title}\n" in files["README.md"]
+        assert f'value="base model tiny, surrogate tiny, {title}"' in files["index.html"]
+        heat_map = files[f"settings-{backbone}.svg"]
+        assert heat_map.count("eps 8 (n=3)") == 1
+    assert "settings.svg" not in files
+
+
+def test_a_users_own_matplotlib_settings_change_nothing(found, files):
+    own = {"lines.linewidth": 7, "axes.facecolor": "red", "font.sans-serif": ["serif"]}
+    with matplotlib.rc_context(own):
+        drawn = figures(standings(found))
+    assert all(files[name] == svg for name, (_, svg) in drawn.items())
 
 
 def test_figures_show_every_method_of_every_setting(benchmark_of):
@@ -86,36 +147,49 @@ def test_figures_show_every_method_of_every_setting(benchmark_of):
     lora = benchmark_of({"noise": 0, "simac": 0.1}, identities=1, customizer="lora")
     drawn = figures(standings(found | {f"lora_{k}": v for k, v in lora.items()}))
     assert sorted(drawn) == [
-        "portraits-dreambooth-base-model-tiny-surrogate-tiny-as-assumed.svg",
-        "portraits-lora-base-model-tiny-surrogate-tiny-as-assumed.svg",
-        "settings.svg",
+        "portraits-dreambooth-base-model-tiny-surrogate-tiny-as-assumed-scored-with-sface.svg",
+        "portraits-lora-base-model-tiny-surrogate-tiny-as-assumed-scored-with-sface.svg",
+        "settings-sface.svg",
     ]
     for _, svg in drawn.values():
         assert {"noise", "simac"} <= set(re.findall(r">([^<]+)</text>", svg))
-    heat_map = drawn["settings.svg"][1]
+    heat_map = drawn["settings-sface.svg"][1]
     assert "portraits, dreambooth, tiny, eps 8 (n=3)" in heat_map
     assert "portraits, lora, tiny, eps 8 (n=1)" in heat_map
     assert figures([]) == {}
 
 
-def test_figures_leave_out_methods_on_few_people_beside_ranked_ones(benchmark_of):
-    found = benchmark_of({"noise": 0, "simac": 0.3}) | benchmark_of({"aspl": 0.3}, identities=4)
+def test_figures_leave_out_rows_on_other_people(benchmark_of):
+    found = benchmark_of({"noise": 0, "simac": 0.3}, eps=(4, 8))
+    found |= benchmark_of({"aspl": 0.3}, identities=4) | benchmark_of(
+        {"simac": 0.3}, identities=4, eps=(16,)
+    )
     for _, svg in figures(standings(found)).values():
         labels = set(re.findall(r">([^<]+)</text>", svg))
         assert {"noise", "simac"} <= labels
         assert "aspl" not in labels
+        assert not any(label == "16" or "eps 16" in label for label in labels)
 
 
 def test_without_records_it_says_so(tmp_path):
-    main(["--records", str(tmp_path / "none"), "--output-dir", str(tmp_path)])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    none, board = tmp_path / "none", tmp_path / "board"
+    none.mkdir()
+    main(["--records", str(none), "--output-dir", str(board)])
+    assert sorted(path.name for path in board.iterdir()) == [
         "README.md",
         "index.html",
         "scores.csv",
     ]
     for name in ("README.md", "index.html"):
-        assert "There are no records yet." in (tmp_path / name).read_text()
-    assert (tmp_path / "scores.csv").read_text().count("\n") == 1
+        assert "There are no records yet." in (board / name).read_text()
+    assert (board / "scores.csv").read_text().count("\n") == 1
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("committed")
+    with pytest.raises(SystemExit, match=r"^error: --records .*typo: no such folder"):
+        main(["--records", str(tmp_path / "typo"), "--output-dir", str(tmp_path)])
+    assert (tmp_path / "README.md").read_text() == "committed"
 
 
 def test_a_broken_record_is_one_line(tmp_path, made_up):

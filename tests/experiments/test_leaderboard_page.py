@@ -104,7 +104,7 @@ def test_filters_narrow_the_rows_together(open_page):
     page.get_by_label("Data set").select_option("portraits")
     assert len(shown(page)) == 10
     setting = page.get_by_label("Setting")
-    setting.select_option("base model tiny, surrogate tiny, as assumed")
+    setting.select_option("base model tiny, surrogate tiny, as assumed, scored with sface")
     assert len(shown(page)) == 10
 
 
@@ -142,7 +142,19 @@ def test_every_control_is_reached_by_tab(open_page):
             )
         )
     assert {"dataset", "customizer", "setting", "eps", "Show all"} <= reached
-    assert {"method", "rank", RETENTION, "against the placebo", "aspl"} <= reached
+    assert {"method", "rank", RETENTION, f"{RETENTION[:-2]} against the placebo", "aspl"} <= reached
+    assert {"How to read this", "What the columns are"} <= reached
+
+
+def test_the_columns_are_explained_to_the_keyboard(open_page):
+    page = open_page()
+    meaning = page.get_by_text("Face detection failure rate")
+    assert meaning.count() == 1
+    assert not meaning.is_visible()
+    page.get_by_text("What the columns are").focus()
+    page.keyboard.press("Enter")
+    assert meaning.is_visible()
+    assert page.get_by_text("their intervals are too narrow").is_visible()
 
 
 def test_nothing_is_fetched(open_page, page_file):

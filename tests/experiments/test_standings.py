@@ -1,10 +1,12 @@
 import json
 import math
 import random
+import time
 
 import pytest
 
 from eval.statistics import estimate, paired_comparison
+from experiments.samples import usual_people
 from experiments.standings import StandingsError, standings
 
 
@@ -18,7 +20,7 @@ def retentions(records, method):
 
 
 def test_the_best_is_first_and_what_cannot_be_told_apart_shares_its_rank(benchmark_of):
-    records = benchmark_of({"noise": 0.0, "fsmg": 0.1, "aspl": 0.3, "simac": 0.302})
+    records = benchmark_of({"noise": 0.0, "fsmg": 0.1, "aspl": 0.3, "simac": 0.305})
     rows = standings(records)
     assert [(row.configuration.method, row.rank) for row in rows] == [
         ("simac", 1),
@@ -32,26 +34,78 @@ def test_the_best_is_first_and_what_cannot_be_told_apart_shares_its_rank(benchma
     assert rows[0].score.mean == pytest.approx(estimate(retentions(records, "simac")).mean)
 
 
-def test_tests_are_paired_and_corrected_for_all_pairs(benchmark_of):
-    records = benchmark_of({"noise": 0.0, "aspl": 0.3, "simac": 0.302})
+def test_tests_against_one_row_are_corrected_together(benchmark_of):
+    records = benchmark_of({"noise": 0.0, "aspl": 0.3, "simac": 0.305})
     rows = by_method(standings(records))
     test = rows["aspl"].against_placebo
     plain = paired_comparison(retentions(records, "aspl"), retentions(records, "noise"))
     assert test.mean.mean == pytest.approx(plain.difference.mean, rel=1e-5)
     assert test.mean.mean == pytest.approx(-0.3, abs=0.02)
-    # the two comparisons with the placebo are the smallest of three
-    assert test.p_value == pytest.approx(3 * plain.p_value, rel=1e-5)
+    assert test.p_value == pytest.approx(2 * plain.p_value, rel=1e-5)
+    best = paired_comparison(retentions(records, "noise"), retentions(records, "simac"))
+    assert rows["noise"].against_best.p_value == pytest.approx(2 * best.p_value, rel=1e-5)
     assert rows["simac"].against_best is None
     assert rows["noise"].against_placebo is None
     assert rows["noise"].against_best.p_value < 0.05 <= rows["aspl"].against_best.p_value
 
 
+def test_many_methods_on_ten_people_are_still_told_apart(benchmark_of):
+    levels = {"noise": 0.0} | {f"m{i:02}": 0.1 + 0.05 * i for i in range(9)}
+    rows = standings(benchmark_of(levels, identities=10, spread=0.001))
+    # 45 pairs times the least p-value, 2 / 1024, are more than 0.05
+    assert [row.rank for row in rows] == [*range(1, 11), None]
+    assert all(row.against_placebo.p_value < 0.05 for row in rows[:9])
+
+
+def test_where_no_p_value_can_tell_anything_that_is_said(benchmark_of):
+    levels = {f"m{i:02}": 0.01 * (i + 1) for i in range(27)}
+    *rows, none = standings(benchmark_of(levels, identities=10, spread=0.001))
+    assert {row.unranked for row in rows} == {"10 identities are too few for 27 methods"}
+    assert {row.rank for row in rows} == {none.rank} == {None}
+    assert all(row.against_best.p_value >= 0.05 for row in rows[1:])
+    del levels["m00"]
+    *rows, none = standings(benchmark_of(levels, identities=10, spread=0.001))
+    assert {row.unranked for row in rows} == {""}
+    assert all(row.against_best.p_value < 0.05 for row in rows[1:])
+
+
 def test_nothing_is_ranked_on_fewer_than_ten_identities(benchmark_of):
     rows = standings(benchmark_of({"noise": 0.0, "simac": 0.4}, identities=9))
-    assert all(row.rank is None and row.against_placebo is None for row in rows)
+    assert all(row.rank is None and row.against_best is None for row in rows)
     assert rows[0].unranked == "fewer than 10 identities"
     assert len(rows[0].identities) == 9
+    test = rows[0].against_placebo
+    assert (test.p_value, test.mean.n) == (None, 9)
+    assert test.mean.mean == pytest.approx(-0.4, abs=0.03)
     assert standings(benchmark_of({"simac": 0.4}, identities=10))[0].rank == 1
+
+
+def test_rows_on_other_people_come_last_and_have_no_rank(benchmark_of):
+    usual = benchmark_of({"noise": 0.0, "simac": 0.3})
+    more = benchmark_of({"fsmg": 0.4}, identities=11) | benchmark_of({"aspl": 0.5}, identities=4)
+    rows = standings(usual | more)
+    assert [(row.configuration.method, row.comparable, row.unranked) for row in rows] == [
+        ("simac", True, ""),
+        ("noise", True, ""),
+        ("none", True, "no protection"),
+        ("aspl", False, "fewer than 10 identities"),
+        ("fsmg", False, "other identities"),
+    ]
+    # what compares it is the paired difference, over those whom both have
+    few = rows[3].against_placebo
+    noise = retentions(usual, "noise")[:4]
+    plain = paired_comparison(retentions(more, "aspl"), noise).difference
+    assert few.mean.mean == pytest.approx(plain.mean, rel=1e-5)
+    assert (few.mean.n, few.p_value, rows[4].against_best.mean.n) == (4, None, 11)
+
+
+def test_the_usual_people_are_those_of_most_rows_that_can_be_ranked():
+    ten, twelve = (tuple(map(str, range(n))) for n in (10, 12))
+    assert usual_people([ten, twelve, ten]) == ten
+    assert usual_people([twelve, ten]) == twelve
+    assert usual_people([("1", "2"), ("1", "2"), twelve]) == twelve
+    assert usual_people([("1",), ("1",), ("1", "2")]) == ("1",)
+    assert usual_people([]) == ()
 
 
 def test_seeds_are_averaged_before_anything_is_counted(made_up):
@@ -128,13 +182,26 @@ def test_methods_without_the_ranking_score_or_shared_identities(made_up):
     two = {f"b{i}": made_up(0.9, identity=f"x{i}", attack="fsmg") for i in range(12)}
     rows = by_method(standings(old | one | two))
     assert rows["aspl"].unranked == "no identity retention"
-    assert rows["simac"].rank == rows["fsmg"].rank == 1  # nothing tells them apart
-    assert rows["fsmg"].against_best is None
+    assert (rows["simac"].rank, rows["simac"].comparable) == (1, True)
+    assert rows["fsmg"].unranked == "other identities"
+    assert rows["fsmg"].against_best is None  # nobody is in both
 
 
 def test_a_record_twice_is_refused_by_name(made_up):
     with pytest.raises(StandingsError, match=r"a and b are of one configuration, identity \(0\)"):
         standings({"a": made_up(), "b": made_up(0.4)})
+
+
+def test_time_grows_with_the_number_of_records_alone(benchmark_of):
+    def seconds(budgets):
+        records = benchmark_of(dict.fromkeys("abcdefgh", 0.3), identities=10, eps=range(budgets))
+        records |= benchmark_of({"none": 0}, identities=2 * budgets, eps=(0,))
+        started = time.process_time()
+        standings(records)
+        return time.process_time() - started
+
+    seconds(1)  # imports
+    assert seconds(20) < 10 * min(seconds(5) for _ in range(2))  # 4 would be linear, 16 quadratic
 
 
 def test_the_order_of_records_changes_nothing(benchmark_of):

@@ -1,0 +1,102 @@
+"""The leaderboard's page: one HTML file that sorts, filters and shows pictures and commands."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+
+from experiments.configurations import OWN
+from experiments.leaderboard_columns import (
+    SHOWN,
+    Column,
+    Difference,
+    columns,
+    differences,
+    identities_text,
+    rank_text,
+)
+from experiments.samples import is_unprotected, natural
+from experiments.standings import Row
+
+
+def page(
+    rows: Sequence[Row],
+    found: Mapping[str, Mapping],
+    pictures: Mapping[str, bytes],
+    drawn: Mapping[str, tuple[str, str]],
+    reading: Sequence[str],
+) -> str:
+    """Return the page of rows of named records, with their JPEG strips and the figures by file
+    name; `reading` says how to read it, a line each.
+    """
+    shown = [*columns(rows, SHOWN), *differences(rows)]
+    environment = jinja2.Environment(
+        autoescape=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    entries = [_entry(row, shown, found, pictures) for row in rows]
+    choices = {
+        key: sorted({entry[key] for entry in entries})
+        for key in ("dataset", "customizer", "setting")
+    }
+    choices["eps"] = sorted({entry["eps"] for entry in entries}, key=float)
+    return environment.get_template("leaderboard_page.html").render(
+        rows=entries,
+        choices=choices,
+        columns=[(column.heading, column.description) for column in shown],
+        figures=[(title, base64.b64encode(svg.encode()).decode()) for title, svg in drawn.values()],
+        count=len(found),
+        reading=reading,
+    )
+
+
+def _entry(
+    row: Row,
+    shown: Sequence[Column | Difference],
+    found: Mapping[str, Mapping],
+    pictures: Mapping[str, bytes],
+) -> dict:
+    """What the page says of a row."""
+    configuration = row.configuration
+    setting, members = configuration.setting, [found[name] for name in row.records]
+    means = [getattr(column.of(row), "mean", None) for column in shown]
+    return {
+        "method": configuration.method,
+        "dataset": setting.dataset,
+        "customizer": setting.customizer,
+        "setting": setting.title,
+        "eps": f"{configuration.eps:g}",
+        "rank": row.rank,
+        "rank_text": rank_text(row),
+        "identities": len(row.identities),
+        "identities_text": identities_text(row),
+        "comparable": row.comparable,
+        "scores": [(mean, column.text(row)) for mean, column in zip(means, shown, strict=True)],
+        "picture": _picture(row, found, pictures),
+        "people": ", ".join(row.identities),
+        "commands": list(dict.fromkeys(one["command"] for one in members if "command" in one)),
+        "imported": sorted(
+            f"{one['imported']['file']}, line {one['imported']['line']}"
+            for one in members
+            if setting.source != OWN
+        ),
+    }
+
+
+def _picture(
+    row: Row, found: Mapping[str, Mapping], pictures: Mapping[str, bytes]
+) -> tuple[str, str] | None:
+    """The identity and the base64 text of the first strip of a row."""
+    unprotected = is_unprotected(row.configuration)
+    # the strip of another method's record shows what that one protected
+    own = [name for name in row.records if (found[name]["attack"] == "none") == unprotected]
+    shown = [(found[name]["identity"], name) for name in own if name in pictures]
+    if not shown:
+        return None
+    identity, name = min(shown, key=lambda of: natural(of[0]))
+    return identity, base64.b64encode(pictures[name]).decode()

@@ -1,0 +1,132 @@
+"""Records as samples: the scores of each identity, of each method at a budget in a setting."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from eval.metrics import METRICS
+from experiments.configurations import Configuration, Setting
+
+UNPROTECTED = "none"
+FEWEST = 10  # identities: a signed-rank test of 7 cannot reach p = 0.01 however they differ
+
+Values = Mapping[str, Mapping[str, float | None]]  # of each metric, by identity
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The records of a method at a budget, and for each identity the scores of each seed."""
+
+    configuration: Configuration
+    records: tuple[str, ...]
+    runs: Mapping[str, Mapping[int, Mapping[str, float | None]]]
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        return tuple(sorted(self.runs, key=natural))
+
+    @property
+    def seeds(self) -> int:
+        return max(len(of) for of in self.runs.values())
+
+    def values(self) -> Values:
+        """The score of each identity, averaged over its seeds."""
+        found: dict[str, dict[str, float | None]] = defaultdict(dict)
+        for identity in self.identities:
+            runs = list(self.runs[identity].values())
+            for metric in METRICS:
+                if any(metric in run for run in runs):
+                    present = [run[metric] for run in runs if run.get(metric) is not None]
+                    found[metric][identity] = fmean(present) if present else None
+        return found
+
+
+def natural(name: str) -> tuple[int, str]:
+    """Sorts "9" before "10"."""
+    return (int(name), "") if name.isdecimal() else (10**18, name)
+
+
+def is_unprotected(configuration: Configuration) -> bool:
+    return configuration.method.split(" ")[0] == UNPROTECTED
+
+
+def usual_people(people: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the identities that most of the rows with these have; where any row has enough to be
+    ranked, most of such rows.
+    """
+    rows = Counter(people)
+    return max(rows, key=lambda of: (len(of) >= FEWEST, rows[of], len(of), of), default=())
+
+
+def twins(
+    records: Mapping[str, Mapping], found: Mapping[str, Configuration]
+) -> Iterator[tuple[str, str]]:
+    """Yield the names of each two records of one configuration, identity and seed; `found` are the
+    records' configurations.
+    """
+    first: dict[tuple, str] = {}
+    for name in sorted(records):
+        record = records[name]
+        other = first.setdefault((found[name], record["identity"], record["seed"]), name)
+        if other != name:
+            yield other, name
+
+
+def groups(
+    records: Mapping[str, Mapping], found: Mapping[str, Configuration]
+) -> Iterator[list[Sample]]:
+    """Yield the samples of each setting and budget, with that of the unprotected photos of the
+    people that are usual there.
+    """
+    members: dict[Configuration, list[str]] = defaultdict(list)
+    for name in sorted(records):
+        members[found[name]].append(name)
+    settings: dict[Setting, list[Configuration]] = defaultdict(list)
+    for configuration in sorted(members):
+        settings[configuration.setting].append(configuration)
+    for setting, configured in settings.items():
+        budgets: dict[float, list[Sample]] = defaultdict(list)
+        for one in configured:
+            if not is_unprotected(one):
+                budgets[one.eps].append(_protected(one, members[one], records))
+        names = [name for one in configured for name in members[one]]
+        own = {name for one in configured if is_unprotected(one) for name in members[one]}
+        clean = _unprotected(setting, names, own, records)
+        for eps in sorted(budgets):
+            usual = usual_people(sample.identities for sample in budgets[eps])
+            runs = {person: clean.runs[person] for person in usual if person in clean.runs}
+            beside = replace(clean.configuration, eps=eps)
+            twin = replace(clean, configuration=beside, runs=runs)
+            yield [*budgets[eps], twin] if runs else budgets[eps]
+        if not budgets:
+            yield [clean]
+
+
+def _protected(configuration: Configuration, names: Sequence[str], records: Mapping) -> Sample:
+    runs: dict[str, dict] = defaultdict(dict)
+    for name in names:
+        runs[records[name]["identity"]][records[name]["seed"]] = _scores(records[name], "protected")
+    return Sample(configuration, tuple(names), runs)
+
+
+def _unprotected(setting: Setting, names: Sequence[str], own: Set[str], records: Mapping) -> Sample:
+    """The unprotected arms of all records of a setting: one victim, whatever its photos' twins
+    were protected with.
+    """
+    runs: dict[str, dict] = defaultdict(dict)
+    used = []
+    for name in sorted(names, key=lambda name: name not in own):
+        record = records[name]
+        arm = "protected" if name in own else "unprotected"
+        if arm in record["scores"] and record["seed"] not in runs[record["identity"]]:
+            runs[record["identity"]][record["seed"]] = _scores(record, arm)
+            used.append(name)
+    return Sample(Configuration(setting=setting, eps=0.0, method=UNPROTECTED), tuple(used), runs)
+
+
+def _scores(record: Mapping, arm: str) -> dict[str, float | None]:
+    found = record["scores"][arm]
+    if arm == "protected" and record["attack"] != UNPROTECTED:
+        found = found | record["perceptibility"]
+    return {metric: found[metric] for metric in METRICS if metric in found}
