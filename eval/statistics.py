@@ -114,15 +114,17 @@ def signed_rank_p_values(differences: Sequence[Sequence[float | None]]) -> list[
     from scipy import stats
 
     rows = [[value for value in row if value is not None] for row in differences]
-    # ties and zeros need another null distribution than the others of their length
-    plain = [bool(row) and 0 not in row and len({*map(abs, row)}) == len(row) for row in rows]
-    found: list[float | None] = [None] * len(rows)
-    for n in sorted({len(row) for row, is_plain in zip(rows, plain, strict=True) if is_plain}):
-        alike = [i for i, row in enumerate(rows) if plain[i] and len(row) == n]
-        p_values = stats.wilcoxon(np.array([rows[i] for i in alike]), axis=-1).pvalue
+    found: list[float | None] = [1.0 if row else None for row in rows]
+    # the test leaves zeros out, but takes a second over a row that has any
+    signed = {i: [value for value in row if value] for i, row in enumerate(rows)}
+    # ties need another null distribution than the others of their length
+    tied = {i for i, row in signed.items() if len({*map(abs, row)}) < len(row)}
+    plain = [i for i, row in signed.items() if row and i not in tied]
+    for n in sorted({len(signed[i]) for i in plain}):
+        alike = [i for i in plain if len(signed[i]) == n]
+        p_values = stats.wilcoxon(np.array([signed[i] for i in alike]), axis=-1).pvalue
         for i, p_value in zip(alike, p_values, strict=True):
             found[i] = float(p_value)
-    for i, row in enumerate(rows):
-        if row and not plain[i]:
-            found[i] = float(stats.wilcoxon(row).pvalue) if any(row) else 1.0
+    for i in tied:
+        found[i] = float(stats.wilcoxon(signed[i]).pvalue)
     return found

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from eval.statistics import (
     estimate,
@@ -88,7 +89,8 @@ def test_holm_of_known_values():
 def test_many_signed_rank_tests_are_those_of_each_pair():
     rng = np.random.default_rng(4)
     rows = [rng.normal(0.5, 1, n).tolist() for n in (10, 10, 60)]
-    rows += [[0.1, 0.2, -0.1, 0.3], [0.0, 0.1, 0.2], [0.0, 0.0], [None, 0.5, 0.25], []]
-    expected = [paired_comparison(row, [0.0] * len(row)).p_value for row in rows]
+    rows += [[0.1, 0.2, -0.1, 0.3], [0.0, 0.1, -0.2, 0.3], [0.0, 0.1, 0.1, -0.2, 0.3]]
+    expected = [float(stats.wilcoxon(row).pvalue) for row in rows]
     assert signed_rank_p_values(rows) == pytest.approx(expected)
+    assert signed_rank_p_values([[0.0, 0.0], [None, 0.5, 0.25], [None], []]) == [1, 0.5, None, None]
     assert signed_rank_p_values([]) == []
