@@ -1,10 +1,13 @@
 """LoRA adapters: low-rank updates of layers, instead of their weights (arXiv 2106.09685)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from safetensors import safe_open
 from torch import nn
 
+from anticustom.checks import check_count
 from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import keyed_generator
 
@@ -21,19 +24,46 @@ class Adapters:
     rank: int
     unet_layers: Sequence[str] = ATTENTION
 
+    def __post_init__(self):
+        check_count("attack.surrogate_schedule.adapters.rank", self.rank)
+
+
+def check_layers(key: str, unet_layers: Sequence[str], weights: Mapping[str, Sequence[int]]):
+    """Raise ValueError unless each of `unet_layers`, which are the setting `key`, ends the name of
+    a linear layer or convolution; `weights` are the names and shapes of the UNet's tensors.
+    """
+    layers = [
+        f".{name.removesuffix('.weight')}"
+        for name, shape in weights.items()
+        if name.endswith(".weight") and len(shape) in (2, 4)
+    ]
+    if not unet_layers:
+        raise ValueError(f"{key}=[]: expected names of layers, for example {', '.join(ATTENTION)}")
+    for layer in unet_layers:
+        if not any(name.endswith(f".{layer}") for name in layers):
+            raise ValueError(f"{key}: the UNet has no linear layer or convolution {layer!r}")
+
+
+def weights_in(folder: Path) -> dict[str, list[int]]:
+    """Return names and shapes of the tensors in the UNet of a diffusers folder, from the header of
+    its file.
+    """
+    with safe_open(folder / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        names = file.keys()
+        return {name: file.get_slice(name).get_shape() for name in names}
+
 
 def add_adapters(
     model: LatentDiffusion, unet_layers: Sequence[str], rank: int, seed: int
 ) -> list[nn.Parameter]:
     """Add untrained adapters to UNet and text encoder, the same ones for the same seed; return
-    their parameters. Raises ValueError for a name that no layer of the UNet ends with.
+    their parameters. Raises ValueError as `check_layers`.
     """
     from peft import LoraConfig  # takes seconds to import
 
     parameters = []
-    for layer in unet_layers:
-        if not any(f".{name}".endswith(f".{layer}") for name, _ in model.unet.named_modules()):
-            raise ValueError(f"unet_layers: the UNet has no layer {layer!r}")
+    weights = {name: tuple(weight.shape) for name, weight in model.unet.named_parameters()}
+    check_layers("unet_layers", unet_layers, weights)
     for part, targets in {"unet": unet_layers, "text_encoder": TEXT_ATTENTION}.items():
         network = getattr(model, part)
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))

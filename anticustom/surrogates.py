@@ -3,11 +3,12 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from anticustom.adapters import Adapters, add_adapters
+from anticustom.checks import check_count
 from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import Draws
 from anticustom.finetuning import EncodedPhotos, FineTuning, Trainer, all_weights, encode
@@ -99,11 +100,12 @@ class Frozen:
     """The surrogate as it was loaded (AdvDM)."""
 
     iterations: int = 1
-    training: None = None
-    adapters: None = None
+
+    training: ClassVar[None] = None
+    adapters: ClassVar[None] = None
 
     def __post_init__(self):
-        _check_count("iterations", self.iterations, 1)
+        check_count("attack.surrogate_schedule.iterations", self.iterations, 1)
 
     def attackable(self, surrogate, iteration, progress):
         return contextlib.nullcontext()
@@ -124,8 +126,8 @@ class FittedFirst:
     adapters: Adapters | None = None
 
     def __post_init__(self):
-        _check_count("iterations", self.iterations, 1)
-        _check_count("training_steps", self.training_steps, 0)
+        check_count("attack.surrogate_schedule.iterations", self.iterations, 1)
+        check_count("attack.surrogate_schedule.training_steps", self.training_steps, 0)
 
     @contextlib.contextmanager
     def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
@@ -153,8 +155,8 @@ class Alternating:
     adapters: Adapters | None = None
 
     def __post_init__(self):
-        _check_count("iterations", self.iterations, 1)
-        _check_count("training_steps", self.training_steps, 0)
+        check_count("attack.surrogate_schedule.iterations", self.iterations, 1)
+        check_count("attack.surrogate_schedule.training_steps", self.training_steps, 0)
 
     @contextlib.contextmanager
     def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
@@ -178,13 +180,6 @@ class Alternating:
             progress,
             done=before * self.training_steps,
             total=2 * self.iterations * self.training_steps,
-        )
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"attack.surrogate_schedule.{name}={value!r}: expected an integer of at least {least}"
         )
 
 

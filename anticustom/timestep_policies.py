@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from anticustom.checks import check_count
 from anticustom.chunks import Chunks
 from anticustom.diffusion import LatentDiffusion, Posterior
 from anticustom.draws import Draw, Draws, draw_batches, joined
@@ -49,7 +50,9 @@ class Interval:
     high: int
 
     def __post_init__(self):
-        if not 0 <= self.low <= self.high < 1000:
+        for name in ("low", "high"):
+            check_count(f"timestep_policy.{name}", getattr(self, name), 0)
+        if not self.low <= self.high < 1000:
             raise ValueError(
                 f"timestep_policy.low={self.low!r}, high={self.high!r}: expected "
                 "0 <= low <= high <= 999"
@@ -89,12 +92,18 @@ class AdaptiveGreedy:
                 f"timestep_policy.gradient={self.gradient!r}: expected image or latents"
             )
         for name in ("candidates", "window", "keep", "max_rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"timestep_policy.{name}={getattr(self, name)!r}: expected at least 1"
-                )
+            check_count(f"timestep_policy.{name}", getattr(self, name))
+        check_count("timestep_policy.margin", self.margin, 0)
         if self.window % 2:
             raise ValueError(f"timestep_policy.window={self.window!r}: expected an even number")
+        if self.window > self.keep:  # the last window might take all that is left
+            raise ValueError(
+                f"timestep_policy.window={self.window!r}: expected at most keep={self.keep}"
+            )
+        if self.margin > 500:
+            raise ValueError(
+                f"timestep_policy.margin={self.margin!r}: expected at most half the 1000 timesteps"
+            )
 
     def allowed(
         self, model, images, names, prompt, draws, *, eps, step_size, progress

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
@@ -22,8 +22,9 @@ from anticustom.progress import Checkpoint, NoCheckpoint, Progress
 from experiments.composing import composed
 from experiments.disk import atomic_write
 from experiments.models import Model
-from experiments.pipeline import build, chosen_device, model_of, without
+from experiments.pipeline import build, chosen_device, model_of, size_of_all, without
 from experiments.sampling import sample
+from experiments.stages import draws_owner
 from experiments.terminal import bars, quiet_libraries
 
 if TYPE_CHECKING:
@@ -101,15 +102,23 @@ def attacked(
     """
     config = settled([*words, *subject.words])
     config.surrogate_model.path, config.seed = subject.model.path, subject.config.seed
-    attack = build(config.attack)
-    network = subject.network()
+    attack = build(without(OmegaConf.to_container(config.attack, resolve=True), "others"))
+    nodes = {"surrogate_model": config.surrogate_model}
+    nodes |= {f"attack.others.{k}": node for k, node in config.attack.get("others", {}).items()}
+    models = {key: model_of(node) for key, node in nodes.items()}
+    size_of_all(models)
 
-    def class_images() -> tuple[tuple[str, ...], Tensor]:
-        count, prompt = config.class_images.count, config.attack.class_prompt
-        images = sample(
-            network, prompt, config.surrogate_model.gallery, config.seed, count, progress
-        )
-        return tuple(f"{k:04}.png" for k in range(count)), images
+    def surrogate(number: int, key: str) -> SurrogateInputs:
+        network = models[key].load(config.precision, config.device)
+        owner = draws_owner(subject.identity, number)
+
+        def class_images() -> tuple[tuple[str, ...], Tensor]:
+            count, prompt = config.class_images.count, config.attack.class_prompt
+            images = sample(network, prompt, nodes[key].gallery, config.seed, count, progress)
+            return tuple(f"{k:04}.png" for k in range(count)), images
+
+        draws = SeededDraws(config.seed, owner, network.latent_shape)
+        return SurrogateInputs(network, draws, class_images)
 
     protected = attack(
         AttackInputs(
@@ -118,8 +127,7 @@ def attacked(
             photos=subject.photos.images,
             seed=config.seed,
             clean_set=(subject.reference.names, subject.reference.images),
-            surrogates=[SurrogateInputs(network, subject.draws(network))],
-            load_class_images=class_images,
+            surrogates=[surrogate(*pair) for pair in enumerate(models)],
             progress=progress,
             checkpoint=checkpoint or NoCheckpoint(),
         )

@@ -175,8 +175,9 @@ def whole(bench: Bench, attack: Any) -> tuple[Callable[[], object], int]:
                 photos=photos,
                 seed=0,
                 clean_set=(bench.names, photos),
-                surrogates=[SurrogateInputs(bench.model, bench.draws)],
-                load_class_images=lambda: (("class",), photos[:1]),
+                surrogates=[
+                    SurrogateInputs(bench.model, bench.draws, lambda: (("class",), photos[:1]))
+                ],
             )
         )
 

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from anticustom.adapters import check_layers, weights_in
 from anticustom.diffusion import image_size
 from anticustom.identities import Identity, with_clean_photos
 from experiments import records
@@ -28,6 +29,9 @@ from experiments.store import Artifact, Store
 from experiments.tables import print_table
 from experiments.terminal import say
 from experiments.tracking import filled_in
+
+# settings of the adversary in which the victim's base model is not the surrogate
+OTHER_MODEL = ("other_model", "all_other")
 
 
 def run(config: DictConfig) -> list[Path] | None:
@@ -133,6 +137,7 @@ class Pipeline:
 
     def run(self) -> list[Path]:
         size = self._photo_size()  # looks the models up: what is missing is missed before any work
+        self._check_adapters()
         self._check_memory()
         identities = [self.dataset.read(name, size) for name in self.identities]
         for identity in identities:  # refuses too few photos before hours are spent
@@ -145,15 +150,28 @@ class Pipeline:
         return paths
 
     def _photo_size(self) -> int:
-        size = image_size(self.surrogate_model.folder)
-        others = {"customizer.base_model": self.base_model, "countermeasure.model": self.purifier}
-        for key, model in (self.surrogates | others).items():
-            if model and (other := image_size(model.folder)) != size:
+        models = {**self.surrogates, "customizer.base_model": self.base_model}
+        models |= {"countermeasure.model": self.purifier} if self.purifier else {}
+        size = size_of_all(models)
+        others = {key for key in self.surrogates if self.attack.needs_surrogate}
+        others |= {"customizer.base_model"} if self.choices["adversary"] in OTHER_MODEL else set()
+        for key in sorted(others - {"surrogate_model"}):
+            if models[key].digest == self.surrogate_model.digest:
                 raise Refused(
-                    f"surrogate_model is made for {size} px and {key} for {other} px: photos are "
-                    "protected at the size that is customized, so choose models of one size"
+                    f"{key} is the surrogate_model itself: name another, with surrogate_model@{key}"
                 )
         return size
+
+    def _check_adapters(self) -> None:
+        """Raise ValueError for layers that a UNet lacks."""
+        asked = {"customizer.unet_layers": (self.customizer, [self.base_model])}
+        schedule = getattr(self.attack, "surrogate_schedule", None)
+        own = schedule.adapters if schedule else None
+        asked["attack.surrogate_schedule.adapters.unet_layers"] = (own, self.surrogates.values())
+        for key, (owner, models) in asked.items():
+            layers = getattr(owner, "unet_layers", None)
+            for model in models if layers is not None else ():
+                check_layers(key, layers, weights_in(model.folder))
 
     def _check_memory(self) -> None:
         available = free_bytes(self.device)
@@ -174,10 +192,8 @@ class Pipeline:
             self.attack,
             self.choices["attack"],
             config["attack"],
-            self.surrogates,
-            lambda: self._class_images(
-                self.surrogate_model, "surrogate_model", config["attack"], "protect"
-            ),
+            list(self.surrogates.values()),
+            self._class_images_of_surrogate,
         )
         if stages.wanted == {"protect"}:
             say(f"protected photos of {identity.name}: {protected.path}")
@@ -194,9 +210,8 @@ class Pipeline:
             arm: stages.countermeasure(identity.name, arm, photo_set, *counter)
             for arm, photo_set in arms.items()
         }
-        class_images = self._class_images(
-            self.base_model, "customizer", config["customizer"], "customize"
-        )
+        asked = config["customizer"]
+        class_images = self._class_images(self.base_model, asked["base_model"], asked, "customize")
         tuning = without(config["customizer"], "base_model")
         victims = {
             arm: stages.customize(
@@ -244,10 +259,13 @@ class Pipeline:
             },
         }
 
-    def _class_images(self, model: Model, owner: str, asked: Mapping, needed_by: str) -> Artifact:
-        node = self.config[owner]
-        base = node["base_model"] if owner == "customizer" else node
-        settings = {k: v for k, v in base["gallery"].items() if k != "images_per_prompt"}
+    def _class_images_of_surrogate(self, k: int) -> Artifact:
+        attack, (key, model) = self.config["attack"], list(self.surrogates.items())[k]
+        node = attack["others"][key.rpartition(".")[2]] if k else self.config["surrogate_model"]
+        return self._class_images(model, node, attack, "protect")
+
+    def _class_images(self, model: Model, node: Mapping, asked: Mapping, needed_by: str):
+        settings = {k: v for k, v in node["gallery"].items() if k != "images_per_prompt"}
         settings["count"] = self.config["class_images"]["count"]
         return self.stages.class_images(
             model, asked["class_prompt"], settings, self.config["precision"], needed_by
@@ -277,6 +295,21 @@ def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
         if isinstance(error.__cause__, ValueError | OSError):
             raise Refused(str(error.__cause__)) from error
         raise
+
+
+def size_of_all(models: Mapping[str, Model]) -> int:
+    """Return the size in px that all models are made for, by their keys; raise Refused where they
+    differ.
+    """
+    sizes = {key: image_size(model.folder) for key, model in models.items()}
+    size = sizes["surrogate_model"]
+    for key, other in sizes.items():
+        if other != size:
+            raise Refused(
+                f"surrogate_model is made for {size} px and {key} for {other} px: photos are "
+                "protected at the size that is customized, so choose models of one size"
+            )
+    return size
 
 
 def model_of(node: Mapping, gradient_checkpointing: bool = False) -> Model:

@@ -53,20 +53,11 @@ def publish(
         "protected": outcome.protected.digest,
         **{f"gallery_{arm}": outcome.galleries[arm].digest for arm in ARMS},
     }
-    config = facts["config"]
-    decisive = {name: config[name] for name in DECISIVE}
-    customizer = {k: v for k, v in config["customizer"].items() if k != "base_model"}
-    decisive["customizer"] = in_use(customizer)
-    decisive["attack"] = effective(config["attack"])
-    if facts["countermeasure"] != "none":
-        decisive["countermeasure"] = {
-            k: v for k, v in config["countermeasure"].items() if k != "model"
-        }
-    key = key_of("record", records.SCHEMA_VERSION, {"digests": digests, "config": decisive})
+    key = key_of_record(facts, digests)
     parts = (facts["dataset"], identity.name, facts["attack"], facts["customizer"], key)
     name = safe_name("_".join(parts))
     path = output_dir / "records" / f"{name}.json"
-    anew = "eval" in config["force"]
+    anew = "eval" in facts["config"]["force"]
     if anew or not path.exists():
         record = {**_origin(), **facts, "digests": digests, **_results(outcome, scores)}
         records.write(record, path.parent, name)
@@ -77,6 +68,25 @@ def publish(
     where = tracker.track(record, {"overview": overview}, output_dir, key)
     say(f"overview: {overview}" + (f"   tracked: {where}" if where else ""))
     return path
+
+
+def key_of_record(facts: Mapping, digests: Mapping) -> str:
+    """Return what tells a record apart from all others: whatever decides its numbers, and the name
+    of its setting.
+    """
+    config = facts["config"]
+    decisive = {name: config[name] for name in DECISIVE}
+    customizer = {k: v for k, v in config["customizer"].items() if k != "base_model"}
+    decisive["customizer"] = in_use(customizer)
+    decisive["attack"] = effective(config["attack"])
+    if facts["countermeasure"] != "none":
+        decisive["countermeasure"] = {
+            k: v for k, v in config["countermeasure"].items() if k != "model"
+        }
+    inputs = {"digests": digests, "config": decisive}
+    if facts["adversary"] != "as_assumed":  # which may compose what a command line does too
+        inputs["adversary"] = facts["adversary"]
+    return key_of("record", records.SCHEMA_VERSION, inputs)
 
 
 def _origin() -> dict:

@@ -38,9 +38,11 @@ def check_settings(config: Mapping[str, Any]) -> None:
         asked = config[key]
         if not isinstance(asked, list) or set(asked) - set(PARTS) or not (asked or key == "force"):
             raise Refused(f"{key}={asked}: expected a list of {', '.join(PARTS)}")
-    if config["precision"] not in PRECISIONS:
-        expected = f"auto, {', '.join(PRECISIONS)}"
-        raise Refused(f"precision={config['precision']!r}: expected one of {expected}")
+    own = {f"{key}.precision": config[key].get("precision") for key in ("attack", "customizer")}
+    for key, precision in {"precision": config["precision"], **own}.items():
+        if precision is not None and precision not in PRECISIONS:
+            expected = f"{'auto, ' * (key == 'precision')}{', '.join(PRECISIONS)}"
+            raise Refused(f"{key}={precision!r}: expected one of {expected}")
     _check_number("seed", config["seed"], int, 0)
     _check_number("clean_photos", config["clean_photos"], int, 0)
     _check_number("checkpoint_minutes", config["checkpoint_minutes"], Real, 0)

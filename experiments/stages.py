@@ -1,7 +1,7 @@
 """The stages of a run, each a pure function of its inputs whose result the store keeps: photos,
 class images, protected photos, what counter-measures make of them, victims, galleries, scores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ PARTS = {
 
 class StageMissing(ValueError):
     """A stage that was not asked for, but whose result another one needs."""
+
+
+def draws_owner(identity: str, number: int) -> str:
+    """Return whose random numbers the surrogate with this number draws against an identity."""
+    return f"{identity} surrogate {number}" if number else identity
 
 
 @dataclass
@@ -136,29 +141,33 @@ class Stages:
         attack: Any,
         attack_name: str,
         config: Mapping,
-        models: Mapping[str, Model],
-        class_images: Callable[[], Artifact],
+        models: Sequence[Model],
+        class_images: Callable[[int], Artifact],
     ) -> Artifact:
         """Return the protected photos of set B. Of the surrogates `models`, the first has the
-        random numbers of an attack on it alone.
+        random numbers of an attack on it alone; `class_images(k)` are those of the k-th.
         """
         photos = identity.set_B
         inputs = {"photos": photos.digest, "attack": effective(config), "seed": self.seed}
         inputs |= {"identity": identity.name}
         if attack.needs_surrogate:
-            digest, *others = [model.digest for model in models.values()]
+            digest, *others = [model.digest for model in models]
             inputs |= {"clean": identity.set_A.digest, "model": digest}
             inputs |= {"others": others} if others else {}
         if attack.needs_class_images:
-            inputs |= {"class_images": class_images().digest}
+            digest, *others = [class_images(k).digest for k in range(len(models))]
+            inputs |= {"class_images": digest}
+            inputs |= {"class_images_of_others": others} if others else {}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             surrogates = []
-            for name, model in models.items() if attack.needs_surrogate else ():
+            for k, model in enumerate(models) if attack.needs_surrogate else ():
                 network = model.load(config["precision"], self.device)
-                owner = f"{identity.name} {name}" if surrogates else identity.name
+                owner = draws_owner(identity.name, k)
                 draws = SeededDraws(self.seed, owner, network.latent_shape)
-                surrogates.append(SurrogateInputs(network, draws))
+                surrogates.append(
+                    SurrogateInputs(network, draws, lambda k=k: read_images(class_images(k)))
+                )
             with bars() as progress:
                 protected = attack(
                     AttackInputs(
@@ -168,7 +177,6 @@ class Stages:
                         seed=self.seed,
                         clean_set=(identity.set_A.names, identity.set_A.images),
                         surrogates=surrogates,
-                        load_class_images=lambda: read_images(class_images()),
                         progress=progress,
                         checkpoint=checkpoint,
                     )

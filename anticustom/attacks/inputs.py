@@ -11,20 +11,27 @@ from anticustom.draws import Draws
 from anticustom.progress import Checkpoint, NoCheckpoint, Progress, silent
 
 
-@dataclass(frozen=True)
+@dataclass
 class SurrogateInputs:
-    """A model to attack, which is the attack's to change, and its random numbers."""
+    """A model to attack, which is the attack's to change, its random numbers, and names and images
+    of the class as this model draws it, made when first asked for.
+    """
 
     model: LatentDiffusion
     draws: Draws
+    load_class_images: Callable[[], tuple[tuple[str, ...], Tensor]]
+
+    @cached_property
+    def class_images(self) -> tuple[tuple[str, ...], Tensor]:
+        return self.load_class_images()
 
 
 @dataclass
 class AttackInputs:
     """One identity's photos and what it takes to attack surrogates with them.
 
-    `photos` (n, 3, h, w) in [0, 1] is set B, with its `names`; `clean_set` and `class_images` are
-    names and images, the latter made when first asked for. An ensemble has several `surrogates`.
+    `photos` (n, 3, h, w) in [0, 1] is set B, with its `names`; `clean_set` is names and images. An
+    ensemble has several `surrogates`.
     """
 
     identity: str
@@ -33,10 +40,5 @@ class AttackInputs:
     seed: int
     clean_set: tuple[tuple[str, ...], Tensor]
     surrogates: Sequence[SurrogateInputs]
-    load_class_images: Callable[[], tuple[tuple[str, ...], Tensor]]
     progress: Progress = silent
     checkpoint: Checkpoint = field(default_factory=NoCheckpoint)
-
-    @cached_property
-    def class_images(self) -> tuple[tuple[str, ...], Tensor]:
-        return self.load_class_images()

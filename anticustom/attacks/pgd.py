@@ -13,13 +13,14 @@ from torch import Tensor
 
 from anticustom import surrogates
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
+from anticustom.checks import check_count
 from anticustom.chunks import Chunks
 from anticustom.countermeasures import Countermeasure, transformed, transforms_of
 from anticustom.diffusion import Posterior
 from anticustom.draws import Draw, draw_batches, joined
 from anticustom.ensembles import Combination, JointLoss
 from anticustom.images import check_eps, project, sign_step
-from anticustom.losses import Loss, Objective, Terms
+from anticustom.losses import Loss, Terms
 from anticustom.surrogates import Surrogate, SurrogateSchedule
 from anticustom.timestep_policies import TimestepPolicy, image_gradient_and_loss
 
@@ -49,7 +50,7 @@ class PGD:
 
     With `transforms`, names or settings of counter-measures, the steps ascend the expectation over
     transformations: the mean loss of each photo through `transform_samples` of them, drawn anew in
-    every step.
+    every step. What the loss compares a photo with goes through the same transform.
 
     Of several surrogates, each moves by the schedule and has its own timesteps and noise;
     `combination` says how one perturbation climbs against all.
@@ -79,12 +80,8 @@ class PGD:
         check_eps(self.eps)
         if not self.step_size > 0:
             raise ValueError(f"attack.step_size={self.step_size!r}: expected grey levels above 0")
-        if not self.steps >= 1:
-            raise ValueError(f"attack.steps={self.steps!r}: expected at least 1")
-        for name in ("draws_per_step", "transform_samples"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"attack.{name}={value!r}: expected an integer of at least 1")
+        for name in ("steps", "draws_per_step", "transform_samples"):
+            check_count(f"attack.{name}", getattr(self, name))
         object.__setattr__(self, "transforms", transforms_of(self.transforms))
 
     def __call__(self, inputs: AttackInputs) -> Tensor:
@@ -123,7 +120,7 @@ class PGD:
             instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
             clean=inputs.clean_set,
-            class_images=inputs.class_images if self.needs_class_images else None,
+            class_images=source.class_images if self.needs_class_images else None,
             seed=inputs.seed,
         )
         with torch.no_grad():
@@ -153,28 +150,23 @@ class PGD:
         self, inputs, iteration: int, members: Sequence[_Member], images: Tensor, rows: slice
     ) -> Tensor:
         names, clean = inputs.names[rows], inputs.photos[rows].to(images.device)
-        objectives = [
-            self.loss.bind(
-                member.surrogate.model,
-                prompt=self.instance_prompt,
-                clean=member.clean[rows],
-                start=images[rows],
-            )
-            for member in members
-        ]
         draws = [self._draws(f"{iteration} perturb", member, names, rows) for member in members]
-        photos, images = len(images), images[rows]
+        photos, start, images = len(images), images[rows], images[rows]
         total, losses = self.steps * self.surrogate_schedule.iterations, []
+        samples = self.transform_samples if self.transforms else 1
+        untransformed = [self._objective(member, member.clean[rows], start) for member in members]
         for step, draw in enumerate(zip(*draws, strict=True)):
             gradient, loss = torch.zeros_like(images), torch.zeros(len(images)).to(images)
-            phase = f"{iteration} transform {step}"
-            key = (names, inputs.seed, inputs.identity, phase)
-            for objective, own in zip(objectives, draw, strict=True):
-                expected = self._expected(objective, *key)
-                gradient_of_one, loss_of_one = image_gradient_and_loss(
-                    expected, images, own.to(images.device)
-                )
-                gradient, loss = gradient + gradient_of_one, loss + loss_of_one
+            for sample in range(samples):
+                objectives = untransformed
+                if self.transforms:
+                    key = (names, inputs.seed, inputs.identity)
+                    key += (f"{iteration} transform {step} {sample}",)
+                    objectives = [self._through(key, member, clean, start) for member in members]
+                for objective, own in zip(objectives, draw, strict=True):
+                    of_one = image_gradient_and_loss(objective, images, own.to(images.device))
+                    gradient, loss = gradient + of_one[0], loss + of_one[1]
+            loss = loss / samples
             images = project(sign_step(images, gradient, self.step_size), clean, self.eps)
             losses.append(loss)
             done = (self.steps * rows.start + (step + 1) * len(images)) // photos
@@ -201,26 +193,36 @@ class PGD:
         )
         return [joined(draws[k : k + many]) for k in range(0, len(draws), many)]
 
-    def _expected(self, objective: Objective, *key) -> Callable[[Tensor, Draw], Terms]:
-        """Return the mean of the objective over the draws of a step and over the transformations
-        drawn for `key`: photos' names, seed, identity, phase.
-        """
-        *owner, phase = key
+    def _objective(
+        self, member: _Member, clean: Posterior, start: Tensor
+    ) -> Callable[[Tensor, Draw], Terms]:
+        """Return the loss against a member, as the mean over the draws of a step."""
+        bound = self.loss.bind(
+            member.surrogate.model, prompt=self.instance_prompt, clean=clean, start=start
+        )
 
         def over_draws(images: Tensor, draw: Draw) -> Terms:
-            posterior, n = objective.model.posterior(images), len(images)
+            posterior, n = bound.model.posterior(images), len(images)
             starts = range(0, n * self.draws_per_step, n)
-            return _mean([objective.of_posterior(posterior, draw[k : k + n]) for k in starts])
+            every = [bound.of_posterior(posterior, draw[k : k + n]) for k in starts]
+            return {name: sum(one[name] for one in every) / len(every) for name in every[0]}
 
-        def over_transforms(images: Tensor, draw: Draw) -> Terms:
-            return _mean(
-                [
-                    over_draws(transformed(self.transforms, images, *owner, f"{phase} {k}"), draw)
-                    for k in range(self.transform_samples)
-                ]
-            )
+        return over_draws
 
-        return over_transforms if self.transforms else over_draws
+    def _through(
+        self, key: tuple, member: _Member, clean: Tensor, start: Tensor
+    ) -> Callable[[Tensor, Draw], Terms]:
+        """Return the loss of images through the transforms drawn for `key` (photos' names, seed,
+        identity, phase), with its references through the same ones.
+        """
+
+        def through(images: Tensor) -> Tensor:
+            return transformed(self.transforms, images, *key)
+
+        with torch.no_grad():
+            seen = member.surrogate.model.posterior(through(clean))
+            objective = self._objective(member, seen, through(start))
+        return lambda images, draw: objective(through(images), draw)
 
     def _keep(self, inputs, members: list[_Member], iteration: int, protected: Tensor) -> None:
         """Save a checkpoint, if one is due, from which `iteration` goes on."""
@@ -249,7 +251,3 @@ class PGD:
             member.surrogate.fitted_steps = own["fitted_steps"]
             member.allowed = [mine[f"allowed.{k}"] for k in range(len(inputs.names))]
         return facts["iteration"], tensors["protected"].to(device)
-
-
-def _mean(samples: Sequence[Terms]) -> Terms:
-    return {name: sum(one[name] for one in samples) / len(samples) for name in samples[0]}

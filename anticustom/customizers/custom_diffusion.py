@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from anticustom.checks import check_count
 from anticustom.customizers.rare_word import (
     embeddings,
     load_embeddings,
@@ -16,7 +17,7 @@ from anticustom.customizers.rare_word import (
     save_embeddings,
     trained_embeddings,
 )
-from anticustom.customizers.training import CustomizerInputs, check_steps, train
+from anticustom.customizers.training import CustomizerInputs, train
 from anticustom.diffusion import LatentDiffusion
 from anticustom.finetuning import FineTuning
 
@@ -38,7 +39,7 @@ class CustomDiffusion:
     class_prompt: str
 
     def __post_init__(self):
-        check_steps(self.steps)
+        check_count("customizer.steps", self.steps)
         rare_word(self.instance_prompt, self.class_prompt)
 
     @property

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from anticustom.customizers.training import CustomizerInputs, check_steps, train
+from anticustom.checks import check_count
+from anticustom.customizers.training import CustomizerInputs, train
 from anticustom.diffusion import LatentDiffusion
 from anticustom.finetuning import FineTuning, all_weights
 
@@ -24,7 +25,7 @@ class DreamBooth:
     class_prompt: str
 
     def __post_init__(self):
-        check_steps(self.steps)
+        check_count("customizer.steps", self.steps)
 
     def customize(self, inputs: CustomizerInputs) -> list[float]:
         """Turn `inputs.model` into the victim; return the losses."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from anticustom.adapters import ATTENTION, add_adapters
-from anticustom.customizers.training import CustomizerInputs, check_steps, train
+from anticustom.checks import check_count
+from anticustom.customizers.training import CustomizerInputs, train
 from anticustom.diffusion import LatentDiffusion
 from anticustom.finetuning import FineTuning
 
@@ -35,9 +36,8 @@ class LoRA:
     seed: int = 0
 
     def __post_init__(self):
-        check_steps(self.steps)
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"customizer.rank={self.rank!r}: expected an integer of at least 1")
+        check_count("customizer.steps", self.steps)
+        check_count("customizer.rank", self.rank)
 
     def customize(self, inputs: CustomizerInputs) -> list[float]:
         """Turn `inputs.model` into the victim; return the losses."""

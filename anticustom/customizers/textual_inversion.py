@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from anticustom.checks import check_count
 from anticustom.customizers.rare_word import (
     embeddings,
     load_embeddings,
@@ -10,7 +11,7 @@ from anticustom.customizers.rare_word import (
     save_embeddings,
     trained_embeddings,
 )
-from anticustom.customizers.training import CustomizerInputs, check_steps, train
+from anticustom.customizers.training import CustomizerInputs, train
 from anticustom.diffusion import LatentDiffusion
 from anticustom.finetuning import FineTuning
 
@@ -30,7 +31,7 @@ class TextualInversion:
     class_prompt: str
 
     def __post_init__(self):
-        check_steps(self.steps)
+        check_count("customizer.steps", self.steps)
         rare_word(self.instance_prompt, self.class_prompt)
         if self.initializer not in self.class_prompt.split():
             raise ValueError(

@@ -27,12 +27,6 @@ class CustomizerInputs:
     checkpoint: Checkpoint
 
 
-def check_steps(steps: object) -> None:
-    """Raise ValueError unless `steps` is a positive integer."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"customizer.steps={steps!r}: expected an integer of at least 1")
-
-
 def train(
     inputs: CustomizerInputs,
     parameters: Iterable[nn.Parameter],

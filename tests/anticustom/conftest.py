@@ -68,13 +68,19 @@ def configured() -> Callable:
 
 
 @pytest.fixture
-def inputs_for(new_model, pictures) -> Callable[..., AttackInputs]:
+def class_images(pictures) -> tuple[tuple[str, ...], Tensor]:
+    return ("0.png", "1.png", "2.png"), pictures(3, 3)
+
+
+@pytest.fixture
+def inputs_for(new_model, pictures, class_images) -> Callable[..., AttackInputs]:
     """Return an attack's inputs, with a model of their own in the attack's precision."""
 
     def make(
         attack,
         names: tuple[str, ...] = ("a.png", "b.jpg"),
         draws=DRAWS,
+        load_class_images=lambda: class_images,
         **changed,
     ) -> AttackInputs:
         photos = {"a.png": 0, "b.jpg": 1}
@@ -85,8 +91,7 @@ def inputs_for(new_model, pictures) -> Callable[..., AttackInputs]:
             "photos": torch.cat([pictures(1, photos[name]) for name in names]),
             "seed": 0,
             "clean_set": (("c.png", "d.png"), pictures(2, 2)),
-            "surrogates": [SurrogateInputs(new_model(precision), draws)],
-            "load_class_images": lambda: (("0.png", "1.png", "2.png"), pictures(3, 3)),
+            "surrogates": [SurrogateInputs(new_model(precision), draws, load_class_images)],
         }
         return AttackInputs(**settings | changed)
 
@@ -125,12 +130,12 @@ def preset(configured):
 
 
 @pytest.fixture
-def inputs_of(new_model, pictures):
+def inputs_of(new_model, pictures, class_images):
     def make(checkpoint=None, progress=silent, draws=None, precision="float32") -> CustomizerInputs:
         return CustomizerInputs(
             model=new_model(precision),
             photos=(("a.png", "b.png"), pictures(2, 0)),
-            class_images=(("0.png", "1.png", "2.png"), pictures(3, 3)),
+            class_images=class_images,
             draws=draws or SeededDraws(0, "ann", (4, 8, 8)),
             progress=progress,
             checkpoint=checkpoint or NoCheckpoint(),

@@ -27,10 +27,11 @@ def base_weights(model) -> dict[str, torch.Tensor]:
     }
 
 
-def test_the_surrogate_moves_by_its_adapters_alone(aspl, inputs_for, new_model):
+def test_the_surrogate_moves_by_its_adapters_alone(aspl, inputs_for, new_model, class_images):
     model = new_model()
     before = base_weights(model)
-    inputs = inputs_for(aspl, surrogates=[SurrogateInputs(model, SeededDraws(0, "a", (4, 8, 8)))])
+    draws = SeededDraws(0, "a", (4, 8, 8))
+    inputs = inputs_for(aspl, surrogates=[SurrogateInputs(model, draws, lambda: class_images)])
     protected = aspl(inputs)
     after = base_weights(model)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -155,6 +155,31 @@ def test_a_step_ascends_the_mean_loss_of_what_the_transforms_make(model, inputs_
     assert ((protected - expected).abs() < 1e-6).float().mean() > 0.99
 
 
+@pytest.mark.parametrize("reference", ["original", "phase_start"])
+def test_what_a_photo_is_compared_with_goes_through_the_same_transform(
+    model, inputs_for, reference
+):
+    loss = FeatureInterference(reference=reference, weight=1e4)
+    attack = frozen(steps=2, loss=loss, transforms=["crop", "blur", "gaussian_noise"])
+    inputs = inputs_for(attack)
+    protected = attack(inputs)
+    drawn = draw_batches(
+        inputs.surrogates[0].draws, "0 perturb", inputs.names, 2, [model.timesteps] * 2
+    )
+    expected = inputs.photos
+    for step, draw in enumerate(drawn):
+        key = (inputs.names, inputs.seed, inputs.identity, f"0 transform {step} 0")
+        seen = transformed(attack.transforms, inputs.photos, *key)
+        with torch.no_grad():
+            clean = model.posterior(seen)
+        objective = loss.bind(model, prompt=attack.instance_prompt, clean=clean, start=seen)
+        images = expected.clone().requires_grad_()
+        terms = objective(transformed(attack.transforms, images, *key), draw)
+        gradient = torch.autograd.grad(sum(terms.values()).sum(), images)[0]
+        expected = project(sign_step(expected, gradient, 0.6375), inputs.photos, 8)
+    assert ((protected - expected).abs() < 1e-6).float().mean() > 0.99
+
+
 @pytest.mark.parametrize("loss", [Denoising(), FeatureInterference(up_blocks=(2, 3))])
 def test_a_step_ascends_the_mean_loss_over_its_draws(model, inputs_for, loss):
     attack = frozen(steps=2, draws_per_step=3, loss=loss)

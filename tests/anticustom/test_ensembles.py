@@ -21,7 +21,7 @@ def weights(model) -> torch.Tensor:
 
 
 @pytest.fixture
-def two(new_model):
+def two(new_model, class_images):
     """Return two surrogates: the random model, and it with other weights and other draws."""
 
     def make() -> list[SurrogateInputs]:
@@ -30,8 +30,8 @@ def two(new_model):
             for parameter in other.unet.parameters():
                 parameter.mul_(1.1)
         return [
-            SurrogateInputs(new_model(), SeededDraws(0, "ann", (4, 8, 8))),
-            SurrogateInputs(other, SeededDraws(0, "ann other", (4, 8, 8))),
+            SurrogateInputs(model, SeededDraws(0, owner, (4, 8, 8)), lambda: class_images)
+            for model, owner in ((new_model(), "ann"), (other, "ann other"))
         ]
 
     return make

@@ -67,8 +67,7 @@ class Golden:
             photos=photos,
             seed=0,
             clean_set=(names(self.clean), self.clean),
-            surrogates=[SurrogateInputs(self.model(), draws)],
-            load_class_images=self.class_images,
+            surrogates=[SurrogateInputs(self.model(), draws, self.class_images)],
             progress=progress,
         )
 
@@ -208,7 +207,7 @@ def test_golden_surrogate_training(golden):
         instance_prompt=attack.instance_prompt,
         class_prompt=attack.class_prompt,
         clean=inputs.clean_set,
-        class_images=inputs.class_images,
+        class_images=inputs.surrogates[0].class_images,
         seed=0,
     )
     losses = Losses()

@@ -91,7 +91,7 @@ def test_the_kohya_file(inputs_of, tmp_path):
 
 
 def test_a_layer_that_the_unet_lacks_is_named(new_model):
-    with pytest.raises(ValueError, match=r"unet_layers: .* no layer 'to_x'"):
+    with pytest.raises(ValueError, match=r"unet_layers: .* no linear layer or convolution 'to_x'"):
         add_adapters(new_model(), [*ATTENTION, "to_x"], rank=4, seed=0)
 
 

@@ -19,7 +19,7 @@ def test_aspl_puts_the_surrogate_back_after_each_phase(preset, inputs_for, name)
         model,
         inputs.surrogates[0].draws,
         clean=inputs.clean_set,
-        class_images=inputs.class_images,
+        class_images=inputs.surrogates[0].class_images,
         seed=0,
         **PROMPTS,
     )
@@ -48,7 +48,7 @@ def test_fsmg_fits_the_surrogate_once_and_keeps_it(inputs_for):
         inputs.surrogates[0].model,
         inputs.surrogates[0].draws,
         clean=inputs.clean_set,
-        class_images=inputs.class_images,
+        class_images=inputs.surrogates[0].class_images,
         seed=0,
         **PROMPTS,
     )

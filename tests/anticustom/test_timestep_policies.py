@@ -178,6 +178,10 @@ def test_uniform_and_interval(model, pictures):
         lambda: AdaptiveGreedy(window=0),
         lambda: AdaptiveGreedy(keep=0),
         lambda: AdaptiveGreedy(max_rounds=0),
+        lambda: AdaptiveGreedy(candidates=2.5),
+        lambda: AdaptiveGreedy(window=40, keep=39),
+        lambda: AdaptiveGreedy(margin=501),
+        lambda: Interval(low=0.5, high=2),
     ],
 )
 def test_bad_settings_are_refused(make):

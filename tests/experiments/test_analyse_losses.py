@@ -21,11 +21,14 @@ def subject(random_sd):
     return read_subject(words, model=str(random_sd), identity="0", photos=1, seed=0)
 
 
-@pytest.mark.parametrize("method", ["advdm", "fsmg", "aspl", "simac"])
+@pytest.mark.parametrize("method", ["advdm", "fsmg", "aspl", "simac", "e_aspl"])
 def test_every_method_takes_the_same_steps_and_shows_its_photos(subject, method):
     trace = Trace(silent)
     words = same_steps(method, 3, 2, fit_steps=2)
     words += ["timestep_policy.keep=900"] if method == "simac" else []
+    if method == "e_aspl":
+        second = "attack.others.second"
+        words += [f"{second}.path={subject.model.path}", f"{second}.gallery.steps=1"]
     protected = attacked(subject, words, progress=trace, checkpoint=trace)
     assert len(trace.losses) == 6
     assert sorted(trace.photos) == [2, 4, 6]

@@ -14,7 +14,15 @@ REFUSED = {
     "attack.transforms=[sharpen]": r"attack\.transforms=\['sharpen'\]: expected a list",
     "attack.transforms=blur": r"attack\.transforms='blur': expected a list of identity, jpeg,",
     "attack.transform_samples=0": r"attack\.transform_samples=0: expected an integer",
-    "attack.steps=many": r"attacks\.pgd\.PGD: .*'str'",
+    "attack.steps=many": r"attack\.steps='many': expected an integer",
+    "attack.step_size=long": r"attacks\.pgd\.PGD: .*'str'",
+    "attack.precision=bf16": r"attack\.precision='bf16': expected one of float32, mixed, bfloat16",
+    "customizer.precision=auto": r"customizer\.precision='auto': expected one of float32",
+    "timestep_policy.keep=30": r"timestep_policy\.window=40: expected at most keep=30",
+    "attack=e_aspl surrogate_model.path=tiny_b": r"attack\.others\.second is the surrogate_model",
+    "attack=advdm quirk=first_photos": r"attacks\.pgd\.PGD: Frozen.*'training'",
+    "customizer=lora customizer.unet_layers=[norm1]": r"customizer\.unet_layers: .* 'norm1'",
+    "memory=12gb surrogate_model.training.lora.unet_layers=[]": r"adapters\.unet_layers=\[\]",
     "dataset.shard=8/8": r"dataset\.shard='8/8': expected k/n .* 0/8",
     "dataset.shard=2": r"dataset\.shard=2: expected k/n",
     "clean_photos=5": r"clean_photos=5: there are 4 photos in set B .* 4 in set C",
@@ -70,7 +78,8 @@ def results(output_dir: Path) -> list[Path]:
 @pytest.mark.parametrize("argument", REFUSED)
 def test_one_line_refuses(command, miniature, places, tmp_path, argument):
     known = [] if "sd21" in argument else miniature
-    ended = command(*known, f"output_dir={tmp_path}", filled(argument, places))
+    words = filled(argument, places).split()
+    ended = command(*known, f"output_dir={tmp_path}", *words)
     assert ended.status == 1
     assert ended.out == ""
     (line,) = ended.err.splitlines()

@@ -2,12 +2,14 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from runs import SIMAC, artifacts, pixels
+from safetensors.torch import load_file, save_file
 
 STAGES = {
     "photos",
@@ -90,6 +92,15 @@ def test_an_adversary_uses_what_is_already_protected(finished, further):
     assert all("xjy" in prompt for prompt in prompts)
 
 
+def test_a_setting_has_records_of_its_own_though_a_command_line_composes_the_same(further):
+    plain, new = further("noise", "customizer=lora")
+    assert new["customize"] == 2
+    other, new = further("noise", "adversary=other_customizer")
+    assert new == {}
+    assert (plain["adversary"], other["adversary"]) == ("as_assumed", "other_customizer")
+    assert other["scores"] == plain["scores"]
+
+
 def jpeg(file: Path) -> np.ndarray:
     coded = io.BytesIO()
     with Image.open(file) as image:
@@ -105,15 +116,23 @@ def test_a_purifier_is_loaded_and_recorded(further, random_sd):
     assert record["digests"]["purifier"] == record["digests"]["surrogate_model"]
 
 
-def test_an_ensembles_surrogates_are_loaded_recorded_and_shared(further, random_sd):
+def test_an_ensembles_surrogates_are_loaded_recorded_and_shared(further, random_sd, aspl, tmp_path):
+    shutil.copytree(random_sd, tmp_path / "other")
+    file = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.bias"] += 1
+    save_file(weights, file, metadata={"format": "pt"})
     ensemble = (
         "+surrogate_model@attack.others.second=tiny",
-        f"attack.others.second.path={random_sd}",
+        f"attack.others.second.path={tmp_path / 'other'}",
+        "attack.others.second.gallery.steps=2",
     )
-    record, new = further("advdm", "attack.steps=2", "attack.step_size=3", *ensemble)
+    record, new = further("aspl", *aspl[1:], *ensemble)
     assert new["protect"] == 1
+    assert new["class_images"] == 1  # each surrogate preserves its own prior
     digests = record["digests"]
-    assert digests["attack.others.second"] == digests["surrogate_model"]
-    alone, new = further("advdm", "attack.steps=2", "attack.step_size=3")
-    assert new["protect"] == 1  # another attack, for the second surrogate's noise counts
+    assert digests["attack.others.second"] != digests["surrogate_model"]
+    alone, new = further("aspl", *aspl[1:])
+    assert new["protect"] == 1  # another attack, for the second surrogate's gradient counts
+    assert "class_images" not in new
     assert alone["digests"]["protected"] != digests["protected"]
