@@ -17,11 +17,11 @@ from pathlib import Path
 from PIL import Image
 
 from experiments import records
-from experiments.configurations import configurations
+from experiments.configurations import Configuration, configurations
 from experiments.disk import StoreError, atomic_write
 from experiments.leaderboard import RECORDS, read
-from experiments.samples import natural
-from experiments.store import MANIFEST, Artifact
+from experiments.samples import natural, twins
+from experiments.store import MANIFEST, Artifact, safe_name
 
 INVENTED_PEOPLE = "anticustom.identities.Portraits"
 TILE, GAP, GROUP_GAP = 72, 2, 10  # pixels
@@ -44,13 +44,19 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 def publish(files: Sequence[Path], target: Path) -> list[Path]:
     """Copy records and what strips they need to `target`; return the files written.
 
-    Everything is read and validated before the first file is written.
+    Everything is read and validated before the first file is written. Raises RecordError for a
+    record that the leaderboard would refuse beside those that are there.
     """
     chosen = {path.stem: (path, without_paths(records.read(path))) for path in files}
-    committed, strips = read(target) if target.is_dir() else ({}, {})
+    committed, strips = read(target)
     together = committed | {name: record for name, (_, record) in chosen.items()}
+    configured = configurations(together)
+    for pair in twins(together, configured):
+        old, new = sorted(pair, key=lambda name: name in chosen)
+        files_of_pair = [chosen[k][0] if k in chosen else target / f"{k}.json" for k in (old, new)]
+        raise records.RecordError(_twin(*files_of_pair, together[new]))
     written = [records.write(record, target, name) for name, (_, record) in chosen.items()]
-    to_show = [name for name in _to_show(together, set(strips)) if name in chosen]
+    to_show = [name for name in _to_show(together, configured, set(strips)) if name in chosen]
     made = {name: strip_of(*chosen[name]) for name in to_show}
     return written + [
         atomic_write(target / f"{k}.jpg", strip) for k, strip in made.items() if strip
@@ -66,9 +72,17 @@ def without_paths(record: Mapping) -> dict:
     return dict(record)
 
 
-def _to_show(found: Mapping[str, Mapping], strips: set[str]) -> list[str]:
+def _twin(old: Path, new: Path, record: Mapping) -> str:
+    return (
+        f"{new}: {old} is of the same configuration, identity ({record['identity']}) and seed "
+        f"({record['seed']}); delete that one if this replaces it, or leave this one out"
+    )
+
+
+def _to_show(
+    found: Mapping[str, Mapping], configured: Mapping[str, Configuration], strips: set[str]
+) -> list[str]:
     """For each configuration that has no strip yet, the record of its first identity that may."""
-    configured = configurations(found)
     done = {configured[name] for name in strips}
     order = sorted(found, key=lambda name: (natural(found[name]["identity"]), name))
     wanted = []
@@ -127,10 +141,16 @@ def _pictures(stage: Path, digest: str | None, count: int) -> list[Path]:
 
 @functools.cache  # a store has thousands, and each of many strips looks for three
 def _artifacts(stage: Path) -> dict[str, Artifact]:
-    """The finished artifacts of a stage by their digest."""
+    """The finished artifacts of a stage by their digest; damaged ones, which the store has set
+    aside under other names, are none.
+    """
     manifests = sorted(stage.glob(f"*/[!.]*/{MANIFEST}"))
     found = [Artifact(path.parent, json.loads(path.read_text())) for path in manifests]
-    return {artifact.digest: artifact for artifact in found}
+    return {
+        artifact.digest: artifact
+        for artifact in found
+        if artifact.path.name == safe_name(artifact.manifest["unit"])
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -83,6 +84,39 @@ def test_a_run_whose_store_is_gone_has_no_strip(made_up, tmp_path):
     path = records.write(made_up(digests=digests), tmp_path / "records", "a")
     publish([path], tmp_path / "committed")
     assert [file.name for file in (tmp_path / "committed").iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("remade", [True, False])
+def test_a_damaged_artifact_is_not_shown(run_of, tmp_path, remade):
+    output_dir = run_of(a={})
+    for folder in list((output_dir / "store" / "gallery").glob("*/a")):
+        aside = folder.with_name("a.damaged-1")
+        shutil.copytree(folder, aside)
+        for file in aside.rglob("*.png"):
+            Image.new("RGB", (64, 64), "black").save(file)
+        if not remade:
+            shutil.rmtree(folder)
+    publish(files_of([output_dir]), tmp_path / "committed")
+    assert names(tmp_path / "committed", ".jpg") == ["a.jpg"] * remade
+    for file in (tmp_path / "committed").glob("*.jpg"):
+        with Image.open(file) as strip:
+            assert max(strip.getpixel((strip.width - TILE // 2, TILE // 2))) > 200
+
+
+def test_what_the_leaderboard_would_refuse_is_not_copied(run_of, made_up, tmp_path):
+    target = tmp_path / "committed"
+    publish(files_of([run_of(old={})]), target)
+    before = sorted(target.iterdir())
+    (tmp_path / "outputs" / "records" / "old.json").unlink()
+    digests = {"base_model": "ab", "surrogate_model": "ab", "photos": {"B": "drawn anew"}}
+    again = records.write(made_up(digests=digests), tmp_path / "outputs" / "records", "new")
+    with pytest.raises(SystemExit) as caught:
+        main([str(tmp_path / "outputs"), "--target", str(target)])
+    assert str(caught.value) == (
+        f"error: {again}: {target / 'old.json'} is of the same configuration, identity (0) and "
+        "seed (0); delete that one if this replaces it, or leave this one out"
+    )
+    assert sorted(target.iterdir()) == before
 
 
 def test_commands_name_no_place(made_up, tmp_path):
