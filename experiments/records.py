@@ -6,41 +6,72 @@
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from eval.metrics import METRICS
 from experiments.disk import atomic_write
 
 SCHEMA_VERSION = 1
 
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _kind_of_range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return "number"
+    return f"number from {low:g}" + (" on" if high is None else f" to {high:g}")
+
+
+def _within(low: float | None, high: float | None) -> Callable[[object], bool]:
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    # the last bits of a sum may lie outside; a record is written with 6 digits
+    return lambda value: _number(value) and ends[0] - 1e-6 <= value <= ends[1] + 1e-6
+
+
+RANGES = {key: metric["range"] for key, metric in METRICS.items()}
+EPS = (0.0, 255.0)  # grey levels; 0: nothing is protected
 # Kinds of values; each of them may also carry "?", which allows null.
 KINDS = {
     "text": lambda value: isinstance(value, str),
-    "count": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "fraction": lambda value: KINDS["number"](value) and 0 <= value <= 1,
-    "cosine": lambda value: KINDS["number"](value) and -1 <= value <= 1,
+    "count": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+    "number": _number,
     "mapping": lambda value: isinstance(value, Mapping),
     "rows": lambda value: (
         isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
     ),
+    **{_kind_of_range(*ends): _within(*ends) for ends in (EPS, *RANGES.values())},
 }
+BUDGET = _kind_of_range(*EPS)
+ALWAYS = ("fdfr", "ism_failures_as_0", "linf")  # of metrics, what is never null
+METRIC_KINDS = {
+    key: _kind_of_range(*ends) + ("" if key in ALWAYS else "?") for key, ends in RANGES.items()
+}
+VISIBILITY = ("linf", "psnr", "ssim", "lpips")  # of the protected photos; all others are of images
+IMAGE_SCORES = {key: kind for key, kind in METRIC_KINDS.items() if key not in VISIBILITY}
+PERCEPTIBILITY = {key: METRIC_KINDS[key] for key in VISIBILITY}
+BESIDE_ISM = ("fdfr", "ism_failures_as_0")
 SCORES = {
-    "ism": "cosine?",
-    "ism_failures_as_0": "cosine",
-    "fdfr": "fraction",
-    "identity_retention": "number?",
-    "brisque": "number?",
-    "ser_fiq": "number?",
+    **{key: METRIC_KINDS[key] for key in ("ism", *BESIDE_ISM, "identity_retention")},
+    **{key: METRIC_KINDS[key] for key in ("brisque", "ser_fiq")},
     "prompts": "rows",
     "images": "rows",
+}
+# what tells configurations apart
+CONFIG = {
+    **dict.fromkeys(("attack", "gallery", "class_images"), "mapping"),
+    **dict.fromkeys(("countermeasure", "dataset", "metrics"), "mapping"),
+    "customizer": {"base_model": {"name": "text"}},
+    "precision": "text",
 }
 REQUIRED = {
     "schema_version": "count",
     "dataset": "text",
     "identity": "text",
     "attack": "text",
-    "eps": "number",
+    "eps": BUDGET,
     "loss": "text",
     "timestep_policy": "text",
     "surrogate_model": "text",
@@ -53,28 +84,25 @@ REQUIRED = {
     "created_at": "text",
     "versions": "mapping",
     "machine": "mapping",
-    "config": "mapping",
-    "digests": "mapping",
+    "config": CONFIG,
+    "digests": {"base_model": "text", "surrogate_model": "text"},
     "seconds": {"protect": "number?", "customize": "number?", "evaluate": "number?"},
     "peak_memory_bytes": "mapping",
     "scorer": {"backbone": "text"},
     "scores": {"protected": SCORES, "unprotected": SCORES},
-    "perceptibility": {"linf": "number", "psnr": "number?", "ssim": "number?", "images": "rows"},
+    "perceptibility": {
+        **{key: METRIC_KINDS[key] for key in ("linf", "psnr", "ssim")},
+        "images": "rows",
+    },
 }
 # A record of scores that others measured, marked by the key `imported`. It has any of the scores.
-IMPORTED_SCORES = {
-    **{key: kind for key, kind in SCORES.items() if kind != "rows"},
-    "ser_fiq_raw": "number",
-    "ser_fiq_failures_as_0": "number",
-}
-IMPORTED_PERCEPTIBILITY = dict.fromkeys(("linf", "psnr", "ssim", "lpips"), "number")
 IMPORTED = {
     "schema_version": "count",
     "imported": {"source": "text", "file": "text", "line": "count"},
     "dataset": "text",
     "identity": "text",
     "attack": "text",
-    "eps": "number",
+    "eps": BUDGET,
     "surrogate_model": "text",
     "base_model": "text",
     "countermeasure": "text",
@@ -86,7 +114,6 @@ IMPORTED = {
     "scores": {"protected": "mapping"},
     "perceptibility": "mapping",
 }
-BESIDE_ISM = ("fdfr", "ism_failures_as_0")
 
 
 class RecordError(ValueError):
@@ -165,20 +192,23 @@ def check(record: object, path: Path) -> None:
         _check_imported(record, path)
     else:
         _check_keys(record, REQUIRED, path, "")
+        for arm in ("protected", "unprotected"):
+            _check_given(record["scores"][arm], IMAGE_SCORES, path, f"scores.{arm}.")
+        _check_given(record["perceptibility"], PERCEPTIBILITY, path, "perceptibility.")
 
 
 def _check_imported(record: Mapping, path: Path) -> None:
     _check_keys(record, IMPORTED, path, "")
     scores = record["scores"]["protected"]
-    kinds = {"scores.protected": IMPORTED_SCORES, "perceptibility": IMPORTED_PERCEPTIBILITY}
-    for (where, known), given in zip(
-        kinds.items(), (scores, record["perceptibility"]), strict=True
+    for where, known, given in (
+        ("scores.protected", IMAGE_SCORES, scores),
+        ("perceptibility", PERCEPTIBILITY, record["perceptibility"]),
     ):
         if unknown := set(given) - set(known):
             raise RecordError(
                 f"{path}: {where}.{min(unknown)} is no score: expected any of {', '.join(known)}"
             )
-        _check_keys(given, {key: known[key] for key in given}, path, f"{where}.")
+        _check_given(given, known, path, f"{where}.")
     if not scores:
         raise RecordError(f"{path}: scores.protected is empty, expected a score")
     if "ism" in scores and (missing := [key for key in BESIDE_ISM if key not in scores]):
@@ -186,6 +216,11 @@ def _check_imported(record: Mapping, path: Path) -> None:
             f"{path}: scores.protected.ism stands without {' and '.join(missing)}, which say what "
             "became of images without a face"
         )
+
+
+def _check_given(values: Mapping, known: Mapping[str, str], path: Path, prefix: str) -> None:
+    """Check those of the known keys that are there."""
+    _check_keys(values, {key: kind for key, kind in known.items() if key in values}, path, prefix)
 
 
 def _check_keys(values: Mapping, required: Mapping, path: Path, prefix: str) -> None:

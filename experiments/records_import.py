@@ -22,9 +22,9 @@ SETTINGS = {
 }
 DEFAULTS = {"countermeasure": "none", "clean_photos": 0, "adversary": "as_assumed", "seed": 0}
 # what a line says of itself: words of the command line and kinds of the values
-LINE = {"method": "text", "budget": "number", "identity": "text"}
-SCORES = {key: kind.rstrip("?") for key, kind in records.IMPORTED_SCORES.items()}
-KINDS = {**LINE, **SETTINGS, **SCORES, **records.IMPORTED_PERCEPTIBILITY}
+LINE = {"method": "text", "budget": records.BUDGET, "identity": "text"}
+SCORES = tuple(records.IMAGE_SCORES)
+KINDS = LINE | SETTINGS | {key: kind.rstrip("?") for key, kind in records.METRIC_KINDS.items()}
 
 
 class ImportRefused(ValueError):
@@ -104,11 +104,10 @@ def _parsed(text: str, key: str, where: str) -> str | float:
             fits = False
         else:
             fits = records.KINDS[kind](value) and abs(value) < float("inf")
-            fits = fits and (value >= 0 or key not in ("budget", "seed", "clean_photos"))
     if not fits:
-        more = {"fraction": " from 0 to 1 (25 % is 0.25)", "cosine": " from -1 to 1"}
-        more["text"] = ", which may not be empty"
-        raise ImportRefused(f"{where} is {text!r}, expected a {kind}{more.get(kind, '')}")
+        more = {"text": ", which may not be empty"}.get(kind, "")
+        more = " (25 % is 0.25)" if key == "fdfr" else more
+        raise ImportRefused(f"{where} is {text!r}, expected a {kind}{more}")
     return value
 
 
@@ -124,9 +123,7 @@ def _record(values: Mapping[str, str | float], origin: Mapping) -> dict:
         "seed": values["seed"],
         "scorer": {"backbone": values["backbone"]},
         "scores": {"protected": {key: values[key] for key in SCORES if key in values}},
-        "perceptibility": {
-            key: values[key] for key in records.IMPORTED_PERCEPTIBILITY if key in values
-        },
+        "perceptibility": {key: values[key] for key in records.VISIBILITY if key in values},
     }
 
 

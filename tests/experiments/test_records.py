@@ -71,7 +71,7 @@ def test_an_imported_record_needs_no_run_but_its_scores(record, tmp_path):
 
     refused("scores.protected is empty", scores={"protected": {}})
     refused("scores.protected.fid is no score", scores={"protected": {"fid": 3}})
-    refused("fdfr is 50, expected a fraction", scores={"protected": {"fdfr": 50}})
+    refused("fdfr is 50, expected a number from 0 to 1", scores={"protected": {"fdfr": 50}})
     refused("ism stands without fdfr and ism_failures", scores={"protected": {"ism": 0.5}})
     refused("imported.line is missing", imported={"source": "a paper", "file": "x.csv"})
     refused("Infinity is not finite", eps=float("inf"))
@@ -94,10 +94,29 @@ def test_all_records_of_a_folder_are_sorted_by_path(record, tmp_path):
     [
         ("attack", None, "attack is None, expected a text"),
         ("seed", True, "seed is True, expected a count"),
+        ("seed", -1, "seed is -1, expected a count"),
         ("eps", "8", "eps is '8', expected a number"),
+        ("eps", -3, "eps is -3, expected a number from 0 to 255"),
+        ("config", {}, "config.attack is missing"),
+        ("config.customizer", {}, "config.customizer.base_model is missing"),
+        ("digests", {}, "digests.base_model is missing"),
+        (
+            "scores.protected.ser_fiq_raw",
+            "high",
+            "scores.protected.ser_fiq_raw is 'high', expected",
+        ),
+        ("perceptibility.lpips", -1, "perceptibility.lpips is -1, expected a number from 0 on"),
         ("seconds.protect", "1", "seconds.protect is '1', expected a number or null"),
-        ("scores.protected.fdfr", 25.0, "scores.protected.fdfr is 25.0, expected a fraction"),
-        ("scores.unprotected.ism", 69, "scores.unprotected.ism is 69, expected a cosine or null"),
+        (
+            "scores.protected.fdfr",
+            25.0,
+            "scores.protected.fdfr is 25.0, expected a number from 0 to 1",
+        ),
+        (
+            "scores.unprotected.ism",
+            69,
+            "scores.unprotected.ism is 69, expected a number from -1 to 1 or null",
+        ),
         ("scores.protected.prompts", {}, "scores.protected.prompts is {}, expected a rows"),
         ("scores.protected", [], "scores.protected is [], expected a mapping"),
         ("perceptibility.psnr", float("inf"), "perceptibility.psnr is inf, expected a finite"),

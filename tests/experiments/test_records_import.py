@@ -49,11 +49,17 @@ def test_lines_become_records_that_are_marked_and_read_back(table, tmp_path, cap
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("simac,8,1,0.3,0.2,25,31\n", "line 2: column 'FDFR' is '25', expected a fraction from 0"),
+        (
+            "simac,8,1,0.3,0.2,25,31\n",
+            "line 2: column 'FDFR' is '25', expected a number from 0 to 1 (",
+        ),
         ("simac,8,1,0.3,0.2,0,31\nsimac,x,2,0,0,0,1\n", "line 3: column 'Eps' is 'x', expected a"),
         ("simac,8,,0.3,0.2,0,31\n", "line 2: column 'Person' is '', expected a text"),
         ("simac,-8,1,0.3,0.2,0,31\n", "line 2: column 'Eps' is '-8'"),
-        ("simac,8,1,nan,0.2,0,31\n", "line 2: column 'ISM' is 'nan', expected a cosine"),
+        (
+            "simac,8,1,nan,0.2,0,31\n",
+            "line 2: column 'ISM' is 'nan', expected a number from -1 to 1",
+        ),
         ("simac,8,1,0.3,,0,31\n", "line 2: scores.protected.ism stands without ism_failures_as_0"),
         ("simac,8,1,,,,31\n", "line 2: scores.protected is empty"),
         ("simac,8\n", "line 2: column 'Person' is ''"),
