@@ -45,18 +45,18 @@ READING = (
     "Identity retention ranks: 0 means that the customized model draws strangers, 1 the person as "
     "unseen photos show them. `noise` is the placebo that a method must beat; `none` is the same "
     "adversary on unprotected photos, which have no budget, beside each budget.",
-    "Methods are compared within a setting and budget only. The columns `against` are differences "
-    "of identity retention, the row's less the other's, identity by identity: negative means that "
-    "the row protects better. p is that of a Wilcoxon signed-rank test, corrected (Holm) for all "
-    "tests of the group against the placebo, or all against the best. Intervals are not corrected: "
-    f"one may leave out 0 beside a p above {LEVEL}.",
+    "Methods are compared within a setting and budget only. The columns against the placebo and "
+    "against the best are differences of identity retention, the row's less the other's, over the "
+    "identities that both have: negative means that the row protects better. p is that of a "
+    "Wilcoxon signed-rank test, corrected (Holm) for all tests of the group against the same row. Intervals "
+    f"are not corrected: one may leave out 0 beside a p above {LEVEL}.",
     f"The best and those that cannot be told apart from it (p >= {LEVEL}) share rank 1. The best "
     "of the others is tested against the rest in the same way, and so on. The correction does not "
     "know that the best was chosen by looking.",
     f"Nothing is ranked on fewer than {FEWEST} identities, nor where so many methods are tested on "
     f"so few that no p could be below {LEVEL}. Means over other identities than those of most "
-    "methods do not compare with theirs: such rows stand apart without a rank; what compares them "
-    "is the differences, which are over the identities that both have.",
+    "methods do not compare with theirs: such rows stand apart without a rank, and only their "
+    "differences tell more.",
     "ISM is over detected faces: read it with FDFR, the share of images without a face, and with "
     "ISM where those count as 0. Scores of different face recognizers (in brackets) do not "
     "compare.",

@@ -103,7 +103,8 @@ def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
             axes.axhline(most.score.mean, color="#667080", linestyle="--", label="unprotected")
         axes.locator_params(nbins=6)
     first = panels[kinds[0]]
-    first.set_ylabel(f"{_score(rows[0].configuration.setting.backbone)}, lower: better protected")
+    score = _score(rows[0].configuration.setting.backbone)
+    first.set_ylabel(f"{score}\n(lower: better protected)")
     if "eps" in panels:
         panels["eps"].set(xlabel="eps (grey levels)", xticks=budgets)
     if "psnr" in panels:
@@ -112,7 +113,7 @@ def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
     columns = min(len(labels), 4)
     top = 0.95 - 0.06 * -(-len(labels) // columns)
     figure.legend(handles, labels, loc="upper center", ncols=columns, frameon=False)
-    figure.subplots_adjust(left=0.7 / figure.get_figwidth(), right=0.98, bottom=0.13, top=top)
+    figure.subplots_adjust(left=0.85 / figure.get_figwidth(), right=0.98, bottom=0.13, top=top)
     return _svg(figure)
 
 
@@ -148,7 +149,7 @@ def _heat_map(rows: Sequence[Row]) -> str:
         for place in places
     ]
     left, below, above = 0.3 + 0.06 * max(map(len, names)), 0.2, 1.1
-    figure = Figure(figsize=(left + width + 1, below + height + above))
+    figure = Figure(figsize=(left + width + 1.2, below + height + above))
     size = (figure.get_figwidth(), figure.get_figheight())
     axes = figure.add_axes(
         (left / size[0], below / size[1], width / size[0], height / size[1]), frame_on=False
@@ -167,7 +168,7 @@ def _heat_map(rows: Sequence[Row]) -> str:
     axes.xaxis.tick_top()
     axes.set_xticks(range(len(methods)), methods, rotation=40, ha="left")
     axes.set_yticks(range(len(places)), names)
-    figure.colorbar(image, cax=bar)
+    figure.colorbar(image, cax=bar, label=_score(rows[0].configuration.setting.backbone))
     return _svg(figure)
 
 
