@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anticustom.diffusion import LatentDiffusion, Posterior
-from anticustom.draws import Draw, Draws
+from anticustom.draws import Draws, joined
 from anticustom.losses import denoising
 
 
@@ -146,29 +146,24 @@ class Trainer:
 
     def _step(self, instances, classes, draws: Draws, phase: str, photo_set: str) -> Tensor:
         model, s = self.model, self.settings
-        chosen = self._next(photo_set, len(instances))
-        chosen_class = self._next("class", len(classes))
+        sets = {"instance": (instances, photo_set)}
+        if s.prior_weight:  # without it, nothing of the class is preserved
+            sets["class"] = (classes, "class")
+        posteriors, rows = [], []
+        for kind, (photos, place) in sets.items():
+            chosen = self._next(place, len(photos))
+            posteriors += [photos.posterior[i : i + 1] for i in chosen]
+            keys = [f"{kind} {k} {photos.names[i]}" for k, i in enumerate(chosen)]
+            rows += [draws(phase, key, 1, model.timesteps) for key in keys]
+        draw = joined(rows).to(model.device)
         posterior = Posterior(
-            *(
-                torch.cat(
-                    [
-                        getattr(instances.posterior, f)[chosen],
-                        getattr(classes.posterior, f)[chosen_class],
-                    ]
-                )
-                for f in ("mean", "std")
-            )
+            torch.cat([one.mean for one in posteriors]), torch.cat([one.std for one in posteriors])
         )
-        keys = [f"instance {k} {instances.names[i]}" for k, i in enumerate(chosen)]
-        keys += [f"class {k} {classes.names[i]}" for k, i in enumerate(chosen_class)]
-        rows = [draws(phase, key, 1, model.timesteps) for key in keys]
-        draw = Draw(
-            *(torch.cat([getattr(row, f) for row in rows]) for f in Draw.__dataclass_fields__)
-        ).to(model.device)
-        embeddings = model.text_embeddings(self.prompts).repeat_interleave(s.batch_size, dim=0)
+        prompts = self.prompts[: len(sets)]
+        embeddings = model.text_embeddings(prompts).repeat_interleave(s.batch_size, dim=0)
         per_image = denoising(model, model.latents(posterior, draw.posterior), draw, embeddings)
-        instance_loss, prior_loss = per_image.view(2, s.batch_size).mean(1)
-        loss = instance_loss + s.prior_weight * prior_loss
+        means = per_image.view(len(sets), s.batch_size).mean(1)
+        loss = means[0] + s.prior_weight * means[1] if s.prior_weight else means[0]
         loss.backward()
         if s.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, s.gradient_clip)

@@ -3,17 +3,20 @@ sum is the loss.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anticustom.diffusion import LatentDiffusion, Posterior
 from anticustom.draws import Draw
 from anticustom.images import read_photo
+
+BLOCK = r"\d+(\.\d+)?"  # level of the decoder, or level.block
 
 # named terms, each (n,)
 Terms = dict[str, Tensor]
@@ -65,23 +68,27 @@ class FeatureInterference:
     """SimAC's loss: denoising + `weight` x the squared distance of high-frequency decoder features
     (its section 3.4).
 
-    The features are the outputs of the second convolution of every residual block of the decoder
-    levels `up_blocks`; their distance to those of the clean reference, at the same noise and
-    timestep, is averaged over each layer, then over the layers. `reference` is the clean original,
+    The features are the outputs of the second convolution of the decoder's residual blocks
+    `up_blocks`: 3 are all of level 3, 3.0 is its first. Their distance to those of the clean
+    reference, at the same noise and timestep, is averaged over each layer, then over the layers.
+    `reference` is the clean original,
     or as in the released code the images at the start of the phase ("phase_start"); there, too,
     the term is added to the loss without its gradient (`gradient=False`).
     """
 
     weight: float = 1.0
-    up_blocks: Sequence[int] = (3,)
+    up_blocks: Sequence[int | float | str] = (3,)
     reference: Literal["original", "phase_start"] = "original"
     gradient: bool = True
 
     def __post_init__(self):
         if self.reference not in ("original", "phase_start"):
             raise ValueError(f"loss.reference={self.reference!r}: expected original or phase_start")
-        if not self.up_blocks or not set(self.up_blocks) <= {0, 1, 2, 3}:
-            raise ValueError(f"loss.up_blocks={self.up_blocks!r}: expected some of [0, 1, 2, 3]")
+        if not self.up_blocks or not all(re.fullmatch(BLOCK, str(k)) for k in self.up_blocks):
+            raise ValueError(
+                f"loss.up_blocks={self.up_blocks!r}: expected levels of the decoder, such as 3, or "
+                "single blocks of them, such as 3.0"
+            )
         if not self.weight >= 0:
             raise ValueError(f"loss.weight={self.weight!r}: expected a number of at least 0")
 
@@ -182,16 +189,38 @@ def per_image_mse(a: Tensor, b: Tensor) -> Tensor:
     return (a.float() - b.float()).square().flatten(1).mean(1)
 
 
+def decoder_layers(model: LatentDiffusion) -> dict[str, nn.Module]:
+    """Return the second convolution of every residual block of the decoder, by level.block, in the
+    order in which they compute.
+    """
+    return {
+        f"{level}.{k}": resnet.conv2
+        for level, block in enumerate(model.unet.up_blocks)
+        for k, resnet in enumerate(block.resnets)
+    }
+
+
 @contextlib.contextmanager
-def recorded_features(model: LatentDiffusion, up_blocks: Sequence[int]) -> Iterator[list[Tensor]]:
+def recorded_features(
+    model: LatentDiffusion, up_blocks: Sequence[int | float | str]
+) -> Iterator[list[Tensor]]:
     """Collect the decoder features of the forward passes made inside the `with`, in the order of
     the layers.
+
+    Raises ValueError for blocks that the decoder lacks.
     """
     features: list[Tensor] = []
+    layers, wanted = decoder_layers(model), [str(one) for one in up_blocks]
+    found = {one: [n for n in layers if one in (n, n.partition(".")[0])] for one in wanted}
+    if lacking := [one for one, names in found.items() if not names]:
+        raise ValueError(
+            f"loss.up_blocks: the decoder has no {', '.join(lacking)}, but {', '.join(layers)}"
+        )
+    chosen = {name for names in found.values() for name in names}
     hooks = [
-        resnet.conv2.register_forward_hook(lambda layer, inputs, output: features.append(output))
-        for index in up_blocks
-        for resnet in model.unet.up_blocks[index].resnets
+        layer.register_forward_hook(lambda layer, inputs, output: features.append(output))
+        for name, layer in layers.items()
+        if name in chosen
     ]
     try:
         yield features

@@ -17,19 +17,13 @@ from torch import Tensor
 
 from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import Draw, draw_batches
-from anticustom.losses import denoising, recorded_features
+from anticustom.losses import decoder_layers, denoising, recorded_features
 from anticustom.progress import Progress
 from experiments.analysis_subjects import Subject, arguments, attacked, run, said
 from experiments.photo_files import read_back
 from experiments.spectra import high_frequency_share, mean_frequency, white_noise_share
 
 TIMESTEPS = [10, 100, 400, 700]
-
-
-def layer_names(model: LatentDiffusion) -> list[str]:
-    """Return the decoder's layers as level.block, in the order in which they compute."""
-    levels = model.unet.up_blocks
-    return [f"{level}.{k}" for level, block in enumerate(levels) for k in range(len(block.resnets))]
 
 
 @torch.no_grad()
@@ -115,7 +109,7 @@ def analyse(
         how = settings.attack
         protected = attacked(subject, [f"attack={how}"], progress=progress)
     model = subject.network()
-    draws, layers = subject.draws(model), layer_names(model)
+    draws, layers = subject.draws(model), list(decoder_layers(model))
     tables, pictures = [], {}
     for timestep in sorted(set(settings.timesteps)):
         allowed = [torch.tensor([timestep])] * len(photos.names)

@@ -139,12 +139,15 @@ def _perturbed(attack: Any, model: LatentDiffusion) -> object:
     with torch.no_grad():
         clean = model.posterior(photo)
     objective = attack.loss.bind(model, prompt=attack.instance_prompt, clean=clean, start=photo)
-    return objective(photo.clone().requires_grad_(), _draw(1, (c, h, w)))
+    posterior = model.posterior(photo.clone().requires_grad_())
+    draws = [_draw(1, (c, h, w)) for _ in range(attack.draws_per_step)]
+    return [objective.of_posterior(posterior, draw) for draw in draws]
 
 
 def _of_step(model: LatentDiffusion, training: Training) -> float:
     """The bytes that a training step keeps for the gradients."""
-    images = 2 * training.settings.batch_size
+    settings = training.settings
+    images = settings.batch_size * (2 if settings.prior_weight else 1)
 
     def step() -> Tensor:
         latents = torch.zeros(images, *model.latent_shape)

@@ -32,6 +32,7 @@ NOT_THE_DEFAULT = {
     ("tracker", "upload_images"): "decided by the data set where it is null",
     ("countermeasure", "quality"): "what the presets jpeg90 and jpeg50 are for",
     ("customizer", "prior_weight"): "textual inversion preserves no prior",
+    ("customizer", "gradient_clip"): "diffusers' textual inversion has none",
 }
 
 

@@ -26,11 +26,11 @@ FILE = "pytorch_custom_diffusion_weights.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class CustomDiffusion:
-    """The projections of the text to keys and values, and the embedding of the one word that the
-    instance prompt has and the class prompt lacks.
+    """The projections of the text to keys and values, and the embedding of the rare word of the
+    instance prompt, which the class prompt lacks.
 
-    The authors' code also holds back the gradient through the keys and values of the start token,
-    which the paper does not mention and is not done here.
+    The authors' code and diffusers' also hold back the gradient through the keys and values of the
+    start token, which the paper does not mention and is not done here.
     """
 
     training: FineTuning

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,17 +15,21 @@ FILE = "learned_embeds.safetensors"
 
 
 def rare_word(instance_prompt: str, class_prompt: str) -> str:
-    """Return the word that the instance prompt has and the class prompt lacks.
+    """Return the word that the instance prompt has and the class prompt lacks; of several the one
+    before the class noun, with which the class prompt ends.
 
     Raises ValueError unless there is exactly one.
     """
-    words = set(instance_prompt.split()) - set(class_prompt.split())
-    if len(words) != 1:
+    words, known = instance_prompt.split(), class_prompt.split()
+    rare = {word for word in words if word not in known}
+    if len(rare) > 1:
+        rare &= {word for word, following in pairwise(words) if following == known[-1]}
+    if len(rare) != 1:
         raise ValueError(
-            f"customizer.instance_prompt={instance_prompt!r}: expected exactly one word that the "
-            f"class prompt {class_prompt!r} lacks, such as sks"
+            f"customizer.instance_prompt={instance_prompt!r}: expected a word that the class "
+            f"prompt {class_prompt!r} lacks before its noun, such as sks"
         )
-    return words.pop()
+    return rare.pop()
 
 
 def embeddings(model: LatentDiffusion, word: str) -> Tensor:

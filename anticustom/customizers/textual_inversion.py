@@ -18,10 +18,11 @@ from anticustom.finetuning import FineTuning
 
 @dataclass(frozen=True, kw_only=True)
 class TextualInversion:
-    """The embedding of the one word that the instance prompt has and the class prompt lacks. It
+    """The embedding of the rare word of the instance prompt, which the class prompt lacks. It
     begins as that of `initializer`, a word of the class prompt.
 
-    The paper varies the prompt round the word; here it is the instance prompt in every step.
+    The paper and diffusers' script vary the prompt round the word, and diffusers' script mirrors
+    every other photo; here the prompt is the instance prompt in every step, and photos stay.
     """
 
     training: FineTuning

@@ -7,6 +7,7 @@ from helpers import Killed, Memory
 from safetensors.torch import load_file
 
 from anticustom.customizers import custom_diffusion
+from anticustom.customizers.rare_word import rare_word
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning
 
@@ -129,6 +130,24 @@ def test_textual_inversion_begins_as_the_initializer(inputs_of):
     torch.testing.assert_close(seen[0][0], seen[0][1])
 
 
+@pytest.mark.parametrize(
+    ("instance", "word"),
+    [
+        ("a photo of sks person", "sks"),
+        ("a dslr portrait of xjy person", "xjy"),
+        ("a photo of person sks", "sks"),
+    ],
+)
+def test_the_rare_word_stands_before_the_noun_or_is_the_only_new_one(instance, word):
+    assert rare_word(instance, "a photo of person") == word
+
+
+@pytest.mark.parametrize("instance", ["a photo of person", "a dslr portrait", "x person y person"])
+def test_a_prompt_without_a_rare_word_is_refused(instance):
+    with pytest.raises(ValueError, match=r"customizer\.instance_prompt=.*such as sks"):
+        rare_word(instance, "a photo of person")
+
+
 def test_a_rare_word_may_be_of_several_tokens(inputs_of, new_model, tmp_path):
     prompts = {"instance_prompt": "a photo of s@s person", "class_prompt": "a photo of person"}
     customizer = replace(CUSTOMIZERS["textual_inversion"], **prompts)
@@ -209,7 +228,7 @@ def test_a_loss_that_is_not_finite_names_the_step(name, inputs_of):
         ("textual_inversion", {"steps": True}),
         ("textual_inversion", {"initializer": "dog"}),
         ("textual_inversion", {"instance_prompt": "a photo of person"}),
-        ("textual_inversion", {"instance_prompt": "a selfie of sks person"}),
+        ("textual_inversion", {"instance_prompt": "a selfie of sks woman"}),
         ("custom_diffusion", {"steps": -1}),
         ("custom_diffusion", {"instance_prompt": "a photo of person"}),
     ],

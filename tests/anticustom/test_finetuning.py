@@ -109,6 +109,12 @@ def test_the_loss_is_that_of_the_instances_plus_the_weighted_prior(trainer_of, t
     assert largest_change(weights(same.model), weights(other.model)) < 1e-6
 
 
+def test_without_a_prior_no_class_image_is_looked_at(trainer_of, train):
+    draws = Noted()
+    train(trainer_of(prior_weight=0.0, batch_size=2), 1, draws)
+    assert draws.asked == [("fit 0", "instance 0 a"), ("fit 0", "instance 1 b")]
+
+
 def test_batches_hold_instances_and_as_many_class_images(trainer_of, train):
     draws = Noted()
     train(trainer_of(batch_size=2), 2, draws)

@@ -9,6 +9,7 @@ from anticustom.losses import (
     Denoising,
     FeatureInterference,
     TargetShift,
+    decoder_layers,
     recorded_features,
     target_image,
 )
@@ -123,6 +124,31 @@ def test_denoising_is_the_models_training_loss(model, pictures, draw, prediction
         velocity = kept.sqrt() * draw.noise - (1 - kept).sqrt() * latents
     target = draw.noise if prediction_type == "epsilon" else velocity
     torch.testing.assert_close(loss, (target - prediction).square().mean((1, 2, 3)))
+
+
+def test_features_are_of_levels_or_of_single_blocks(model, pictures, draw):
+    def features(*up_blocks):
+        with torch.no_grad(), recorded_features(model, up_blocks) as maps:
+            bound(Denoising(), model, pictures(3, 0))(pictures(3, 0), draw)
+        return maps
+
+    every = features(0, 1, 2, 3)
+    layers = list(decoder_layers(model))
+    assert len(every) == len(layers)
+    for chosen, expected in {
+        (3,): [name for name in layers if name.startswith("3.")],
+        ("3.0",): ["3.0"],
+        (3.0, "1"): [name for name in layers if name.startswith("1.")] + ["3.0"],
+    }.items():
+        found = features(*chosen)
+        assert len(found) == len(expected)
+        for one, name in zip(found, expected, strict=True):
+            assert torch.equal(one, every[layers.index(name)])
+    with pytest.raises(ValueError, match=r"the decoder has no 3\.7, but 0\.0, 0\.1"):
+        features(3, "3.7")
+    for wrong in ([], ["3."], ["last"], [-1]):
+        with pytest.raises(ValueError, match=r"^loss\.up_blocks=.*such as 3\.0"):
+            FeatureInterference(up_blocks=wrong)
 
 
 def test_features_are_recorded_only_inside(model):

@@ -8,10 +8,10 @@ from anticustom import diffusion
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.identities import Portraits
 from anticustom.images import write_png
+from anticustom.losses import decoder_layers
 from experiments import analyse_features
 from experiments.analyse_features import (
     decoder_features,
-    layer_names,
     layers_table,
     principal_pictures,
     relative_change,
@@ -34,7 +34,7 @@ def features(model):
 
 
 def test_every_residual_block_of_the_decoder_is_a_layer(model, features):
-    names = layer_names(model)
+    names = list(decoder_layers(model))
     assert names == [f"{level}.{k}" for level in range(4) for k in range(2)]
     assert [tuple(f.shape) for f in features] == [(2, 8, s, s) for s in (1, 1, 2, 2, 4, 4, 8, 8)]
 
@@ -47,7 +47,7 @@ def test_relative_change():
 
 
 def test_shares_of_the_change_sum_to_one_and_follow_the_changes(model, features):
-    layers = layer_names(model)
+    layers = list(decoder_layers(model))
     protected = [f * (1 + 0.1 * k) for k, f in enumerate(features)]
     table = layers_table(NAMES, layers, features, protected)
     assert len(table) == len(NAMES) * len(layers)
@@ -58,7 +58,7 @@ def test_shares_of_the_change_sum_to_one_and_follow_the_changes(model, features)
 
 
 def test_unchanged_features_have_no_change(model, features):
-    table = layers_table(NAMES, layer_names(model), features, features)
+    table = layers_table(NAMES, list(decoder_layers(model)), features, features)
     assert (table.relative_change == 0).all()
     same = table.high_frequency_share_clean == table.high_frequency_share_protected
     assert same[table["size"] > 1].all()
