@@ -48,8 +48,8 @@ READING = (
     "Methods are compared within a setting and budget only. The columns against the placebo and "
     "against the best are differences of identity retention, the row's less the other's, over the "
     "identities that both have: negative means that the row protects better. p is that of a "
-    "Wilcoxon signed-rank test, corrected (Holm) for all tests of the group against the same row. Intervals "
-    f"are not corrected: one may leave out 0 beside a p above {LEVEL}.",
+    "Wilcoxon signed-rank test, corrected (Holm) for all tests of the group against the same row. "
+    f"Intervals are not corrected: one may leave out 0 beside a p above {LEVEL}.",
     f"The best and those that cannot be told apart from it (p >= {LEVEL}) share rank 1. The best "
     "of the others is tested against the rest in the same way, and so on. The correction does not "
     "know that the best was chosen by looking.",
@@ -61,8 +61,6 @@ READING = (
     "ISM where those count as 0. Scores of different face recognizers (in brackets) do not "
     "compare.",
 )
-
-
 ASIDE = "on fewer or other identities: means do not compare with those above, nor with one another"
 
 
