@@ -31,21 +31,23 @@ from experiments.terminal import quiet_libraries, say
 Fall = dict[str, float]  # of retention, by identity
 
 
-def chosen(found: Mapping[str, Mapping], eps: float, customizer: str) -> dict[str, list[Mapping]]:
-    """Return the records of each method at a budget, customized in one way; raises ValueError
-    unless they are all of one setting of this project's own.
+def chosen(
+    found: Mapping[str, Mapping], eps: float, wanted: Mapping[str, object]
+) -> dict[str, list[Mapping]]:
+    """Return the records of each method at a budget, in this project's own setting with the entries
+    `wanted`; raises ValueError unless there is exactly one such setting.
     """
     methods, settings = defaultdict(list), set()
     for name, configuration in configurations(found).items():
         setting = configuration.setting
-        if (setting.source, setting.customizer, configuration.eps) == (OWN, customizer, eps):
+        entries = {key: getattr(setting, key) for key in ("source", *wanted)}
+        if entries == {"source": OWN, **wanted} and configuration.eps == eps:
             methods[configuration.method].append(found[name])
             settings.add(setting.title)
     if len(settings) != 1:
         titles = "; ".join(sorted(settings)) or "none"
-        raise ValueError(
-            f"{customizer} at eps {eps:g}: expected records of one setting, not of {titles}"
-        )
+        asked = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        raise ValueError(f"eps {eps:g}, {asked}: expected records of one setting, not of {titles}")
     return dict(methods)
 
 
@@ -140,7 +142,10 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("records", type=Path, nargs="*", default=[Path("outputs")])
     parser.add_argument("--eps", type=float, default=8)
-    parser.add_argument("--customizer", default="dreambooth")
+    own = {"customizer": "dreambooth", "countermeasure": "none", "adversary": "as_assumed"}
+    own["clean_photos"] = 0
+    for key, default in own.items():
+        parser.add_argument(f"--{key.replace('_', '-')}", default=default, type=type(default))
     parser.add_argument(
         "--reference", default="simac", help="the method that others are paired with"
     )
@@ -149,7 +154,8 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         files = files_of(settings.records)
         found = {str(file): records.read(file) for file in files}
-        numbers = table(chosen(found, settings.eps, settings.customizer), settings.reference)
+        wanted = {key: getattr(settings, key) for key in own}
+        numbers = table(chosen(found, settings.eps, wanted), settings.reference)
     except ValueError as error:
         sys.exit(f"error: {error}")
     settings.output_dir.mkdir(parents=True, exist_ok=True)

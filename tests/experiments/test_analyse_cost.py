@@ -54,11 +54,14 @@ def test_identities_are_paired_and_seeds_averaged(made_up):
 def test_records_of_two_settings_are_refused(made_up):
     records = {"a": made_up(), "b": made_up(countermeasure="jpeg75"), "c": made_up(eps=4)}
     eps = records["a"]["eps"]
+    wanted = {"customizer": "dreambooth"}
     with pytest.raises(ValueError, match=r"one setting, not of .*jpeg75"):
-        chosen(records, eps, "dreambooth")
+        chosen(records, eps, wanted)
     with pytest.raises(ValueError, match="not of none"):
-        chosen(records, 12, "dreambooth")
-    assert list(chosen({"a": records["a"]}, eps, "dreambooth")) == ["simac"]
+        chosen(records, 12, wanted)
+    for countermeasure, name in (("none", "a"), ("jpeg75", "b")):
+        found = chosen(records, eps, wanted | {"countermeasure": countermeasure})
+        assert found == {"simac": [records[name]]}
 
 
 def test_an_unknown_reference_is_refused(folder):
