@@ -26,6 +26,7 @@ from experiments.scores import Scores
 from experiments.settings import Refused, check_settings, shard_of
 from experiments.stages import PARTS, Stages
 from experiments.store import Artifact, Store
+from experiments.sweep_table import note_failure
 from experiments.tables import print_table
 from experiments.terminal import say
 from experiments.tracking import filled_in
@@ -57,12 +58,12 @@ def run(config: DictConfig) -> list[Path] | None:
 
 
 def _failed(reason: str) -> None:
-    """End the process, or only the job where others of its sweep run in the same process."""
+    """End the process, or in a sweep only the job, which leaves the reason in its folder."""
     hydra = HydraConfig.get()
-    if hydra.mode is RunMode.MULTIRUN and hydra.launcher._target_.endswith(".BasicLauncher"):
-        say(f"error: {reason}")
-    else:
+    if hydra.mode is not RunMode.MULTIRUN:
         sys.exit(f"error: {reason}")
+    say(f"error: {reason}")
+    note_failure(Path(hydra.runtime.output_dir), reason)
 
 
 class Pipeline:

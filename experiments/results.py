@@ -1,11 +1,13 @@
 """What a run leaves of an identity: its record, its picture, its tracked run."""
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from anticustom.identities import Identity
 from experiments import records
@@ -89,10 +91,17 @@ def key_of_record(facts: Mapping, digests: Mapping) -> str:
     return key_of("record", records.SCHEMA_VERSION, inputs)
 
 
+def command_of(hydra: DictConfig) -> str:
+    """Return the command that runs this job alone, whatever launcher started it in what sweep."""
+    # an experiment's name among the words would make a sweep of it again
+    alone = ["hydra.mode=RUN"] if hydra.runtime.choices.get("experiment") else []
+    return shlex.join(["python", "run.py", *hydra.overrides.task, *alone])
+
+
 def _origin() -> dict:
     return {
         "schema_version": records.SCHEMA_VERSION,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_of(HydraConfig.get()),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "machine": machine(),

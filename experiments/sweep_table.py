@@ -1,5 +1,6 @@
 """The table that ends a sweep: a row for each of its jobs."""
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,45 +8,85 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from experiments.disk import atomic_write
+
+FAILURE, OUTCOME = "error.txt", "job.json"  # what a job leaves in its folder
 KEYS = ("identity_retention", "ism", "ism_failures_as_0", "fdfr", "brisque")
 COLUMNS = [("unprotected", KEYS[0]), *(("protected", key) for key in KEYS)]
 
 
 class SweepTable(Callback):
-    """Collects the records of a sweep's jobs and prints their protected victims' scores.
+    """Collects what the jobs of a sweep came to, prints their protected victims' scores, and ends
+    with 1 if some failed.
 
-    Of jobs that came to the same records only the first is shown. A sweep with jobs that failed
-    ends with 1. Jobs that a launcher sends to other processes are not seen; their records are.
+    Each job leaves its outcome in its folder, for a launcher may send it to another process. Of
+    jobs that came to the same records only the first is shown.
     """
 
-    def __init__(self) -> None:
-        self.failed: list[str] = []
-        self.jobs: dict[tuple[Path, ...], tuple[list[str], list[Mapping]]] = {}
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        for file in _outcomes(config):  # of an earlier sweep in the same folder
+            file.unlink()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if job_return.status is not JobStatus.COMPLETED:
+        if (
+            job_return.status is not JobStatus.COMPLETED
+            or config.hydra.mode is not RunMode.MULTIRUN
+        ):
             return
-        if job_return.return_value is None:
-            self.failed.append(" ".join(job_return.overrides or []))
-        elif job_return.return_value:
-            from experiments import records
-
-            paths = tuple(job_return.return_value)
-            read = [records.read(path) for path in paths]
-            self.jobs.setdefault(paths, (list(job_return.overrides or []), read))
+        folder, paths = Path(config.hydra.runtime.output_dir), job_return.return_value
+        outcome = {
+            "number": config.hydra.job.num,
+            "overrides": job_return.overrides,
+            "records": [str(Path(path).absolute()) for path in paths or ()],
+            "failure": (folder / FAILURE).read_text() if paths is None else None,
+        }
+        _write(folder / OUTCOME, json.dumps(outcome, indent=1))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if len(self.jobs) > 1:
-            text = f"\n{sweep_table(list(self.jobs.values()))}\n"
-            encoding = sys.stdout.encoding or "utf-8"
-            print(text.encode(encoding, "replace").decode(encoding))
-        if self.failed:
-            jobs = "; ".join(self.failed)
+        outcomes = [json.loads(file.read_text()) for file in _outcomes(config)]
+        outcomes.sort(key=lambda outcome: outcome["number"])
+        _print_table(outcomes)
+        failed = [outcome for outcome in outcomes if outcome["failure"]]
+        for outcome in failed:
+            print(f"error: {' '.join(outcome['overrides'])}: {outcome['failure']}")
+        if failed:
+            jobs = "; ".join(" ".join(outcome["overrides"]) for outcome in failed)
             sys.exit(
                 f"error: jobs failed, for the reasons above: {jobs}. Run the sweep again for them"
             )
+
+
+def note_failure(folder: Path, reason: str) -> None:
+    """Leave in a job's folder why it failed, for the end of its sweep."""
+    _write(folder / FAILURE, reason)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        atomic_write(file, text)
+    except OSError as error:  # no job of the sweep could write there
+        sys.exit(f"error: cannot write {file} ({error.strerror}): choose another output_dir")
+
+
+def _outcomes(config: DictConfig) -> list[Path]:
+    return list(Path(config.hydra.sweep.dir).rglob(OUTCOME))
+
+
+def _print_table(outcomes: Sequence[Mapping]) -> None:
+    from experiments import records
+
+    jobs: dict[tuple[str, ...], tuple[list[str], list[Mapping]]] = {}
+    for outcome in outcomes:
+        if paths := tuple(outcome["records"]):
+            read = [records.read(Path(path)) for path in paths]
+            jobs.setdefault(paths, (outcome["overrides"], read))
+    if len(jobs) > 1:
+        text = f"\n{sweep_table(list(jobs.values()))}\n"
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding))
 
 
 def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
