@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 from tabulate import tabulate
 
 from eval.statistics import Estimate, estimate, paired_comparison
 from experiments import records
+from experiments.configurations import configurations
 from experiments.photocopy_check import (
     PROMPTS,
     closeness,
@@ -26,6 +28,7 @@ from experiments.photocopy_check import (
 
 ROOT = Path(__file__).parents[1]
 EPS = (4, 8, 16)
+AS_ASSUMED = ("none", 0, "as_assumed")  # counter-measure, clean photos, adversary
 # the arguments of the sweeps that every identity goes through, those that tell most first
 SWEEPS = (
     ("attack=none,noise,aspl,simac",),  # at eps 8
@@ -62,15 +65,21 @@ def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None
 
 
 class Results:
-    """The records of the check, by identity; every list is in the order of the identities."""
+    """The records of the check, by identity; every list is in the order of the identities.
+
+    Other settings and variants of the methods may lie in the same folder: they do not count.
+    """
 
     def __init__(self, found: Sequence[Mapping], identities: Sequence[int]) -> None:
         self.identities = [str(number) for number in identities]
         self.by_key = {}
-        for record in found:
-            attributes = record["config"]["gallery"]["prompts"] == list(PROMPTS)
-            key = (record["identity"], record["attack"], record["eps"], record["customizer"])
-            self.by_key[(*key, attributes)] = record
+        by_name = {str(k): record for k, record in enumerate(found)}
+        for name, configuration in configurations(by_name).items():
+            record, setting = by_name[name], configuration.setting
+            if (setting.countermeasure, setting.clean_photos, setting.adversary) == AS_ASSUMED:
+                attributes = record["config"]["gallery"]["prompts"] == list(PROMPTS)
+                key = (record["identity"], configuration.method, configuration.eps)
+                self.by_key[(*key, setting.customizer, attributes)] = record
 
     def of(
         self, attack: str, eps: float = 0, customizer: str = "dreambooth", attributes: bool = False
@@ -100,9 +109,11 @@ def aims(results: Results, output_dir: Path) -> list[list[str]]:
     row("retention, LoRA", ">= 0.5", e := estimate(lora), e.mean >= 0.5)
     for eps, least in ((8, 0.3), (16, 0.5)):
         for attack in ("aspl", "simac"):
-            test = paired_comparison(clean, results.retention(attack, eps))
+            left = results.retention(attack, eps)
+            test = paired_comparison(clean, left)
             met = test.difference.mean >= least and test.p_value < 0.01
-            p = f", p = {test.p_value:.2g}"
+            middle = median(a - b for a, b in zip(clean, left, strict=True))
+            p = f", p = {test.p_value:.2g}, median {middle:.2f}"
             row(f"{attack} lowers it at eps {eps}", f">= {least}", test.difference, met, p)
             placebo = paired_comparison(
                 results.retention("noise", eps), results.retention(attack, eps)

@@ -16,33 +16,35 @@ from experiments.store import Artifact
 IDENTITIES = range(1000, 1012)
 
 
-def record(identity, attack, eps, customizer, retention, prompts=("a photo",)):
-    scores = {"ism": 0.5, "ism_failures_as_0": 0.5, "fdfr": 0.02, "ser_fiq": 0.5, "brisque": 30}
-    scores["identity_retention"] = retention
-    return {
-        "identity": str(identity),
-        "attack": attack,
-        "eps": eps,
-        "customizer": customizer,
-        "config": {"gallery": {"prompts": list(prompts)}},
-        "scores": {"protected": scores, "unprotected": scores},
-    }
+@pytest.fixture
+def found(made_up):
+    """Call it for records in which an attack lowers the retention of 0.8 by `drop[attack] * eps`,
+    among others that are not the check's.
+    """
 
+    def made(drop):
+        records = []
+        for k, number in enumerate(IDENTITIES):
+            base = 0.8 + 0.02 * k
 
-def found(drop):
-    """Return records in which an attack lowers the retention of 0.8 by `drop[attack] * eps`."""
-    records = []
-    for k, number in enumerate(IDENTITIES):
-        base = 0.8 + 0.02 * k
-        records.append(record(number, "none", 0, "dreambooth", base))
-        records.append(record(number, "none", 0, "dreambooth", base, PROMPTS))
-        records.append(record(number, "none", 0, "lora", base - 0.1))
-        records += [
-            record(number, attack, eps, "dreambooth", base - (share + 0.001 * (k % 3)) * eps)
-            for attack, share in drop.items()
-            for eps in EPS
-        ]
-    return records
+            def record(attack, eps, retention, number=number, **entries):
+                name = {"attack": attack, "eps": eps, "identity": str(number)}
+                return made_up(retention, unprotected=retention, fdfr=0.02, **name, **entries)
+
+            records.append(record("none", 0, base))
+            records.append(record("none", 0, base, config={"gallery": {"prompts": list(PROMPTS)}}))
+            records.append(record("none", 0, base - 0.1, customizer="lora"))
+            records += [
+                record(attack, eps, base - (share + 0.001 * (k % 3)) * eps)
+                for attack, share in drop.items()
+                for eps in EPS
+            ]
+            others = ({"adversary": "other_term"}, {"countermeasure": "jpeg75"})
+            others += ({"clean_photos": 2}, {"config": {"attack": {"steps": 13}}})
+            records += [record("aspl", 8, -0.9, **other) for other in others if k < 4]
+        return records
+
+    return made
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def pictures(monkeypatch):
     monkeypatch.setattr(embedded_check, "protected_similarity", lambda *_: [0.9] * 12)
 
 
-def test_aims_are_met_only_where_the_figures_say_so(pictures, tmp_path):
+def test_aims_are_met_only_where_the_figures_say_so(found, pictures, tmp_path):
     results = Results(found({"noise": 0.002, "aspl": 0.045, "simac": 0.02}), IDENTITIES)
     rows = {row[0]: row[1:] for row in aims(results, tmp_path)}
     assert rows["retention, DreamBooth"][1].startswith("0.91 [")
@@ -70,7 +72,7 @@ def test_aims_are_met_only_where_the_figures_say_so(pictures, tmp_path):
     assert rows[f"followed: {PROMPTS[0]}"][1:] == ["0.75 [0.75, 0.75]", "yes"]
 
 
-def test_no_attack_passes_for_a_placebo(pictures, tmp_path):
+def test_no_attack_passes_for_a_placebo(found, pictures, tmp_path):
     results = Results(found({"noise": 0.04, "aspl": 0.04, "simac": 0.04}), IDENTITIES)
     rows = {row[0]: row[1:] for row in aims(results, tmp_path)}
     assert rows["aspl lowers it at eps 8"][2] == "yes"
@@ -78,7 +80,7 @@ def test_no_attack_passes_for_a_placebo(pictures, tmp_path):
     assert rows["noise lowers it at eps 8"][2] == "no"
 
 
-def test_every_arm_has_a_row_and_a_missing_record_is_named():
+def test_every_arm_has_a_row_and_a_missing_record_is_named(found):
     results = Results(found({"noise": 0.0, "aspl": 0.0, "simac": 0.0}), IDENTITIES)
     rows = retention_table(results)
     assert len(rows) == 2 + 3 * len(EPS)
