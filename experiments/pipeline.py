@@ -17,6 +17,7 @@ from anticustom.adapters import check_layers, weights_in
 from anticustom.diffusion import image_size
 from anticustom.identities import Identity, with_clean_photos
 from experiments import records
+from experiments.devices import chosen_device, neighbour_number, use
 from experiments.disk import check_writable
 from experiments.memory import check_fits, free_bytes
 from experiments.models import Model
@@ -42,8 +43,9 @@ def run(config: DictConfig) -> list[Path] | None:
     process exits with 1. In a sweep the other jobs go on; the one that failed returns None.
     HYDRA_FULL_ERROR=1 shows the whole traceback.
     """
+    hydra = HydraConfig.get()
     try:
-        return Pipeline(config, dict(HydraConfig.get().runtime.choices)).run()
+        return Pipeline(config, dict(hydra.runtime.choices), neighbour_number(hydra)).run()
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -69,12 +71,13 @@ def _failed(reason: str) -> None:
 class Pipeline:
     """One configuration with everything that it names, checked."""
 
-    def __init__(self, config: DictConfig, choices: Mapping[str, str]):
+    def __init__(self, config: DictConfig, choices: Mapping[str, str], neighbour: int = 0):
         self.choices = choices
         if missing := OmegaConf.missing_keys(config):
             raise Refused(f"{', '.join(sorted(missing))}: set it, for it has no default")
         self.output_dir = Path(config.output_dir)
-        self.device = chosen_device(config.device)
+        self.device = chosen_device(config.device, neighbour)
+        use(self.device)
         if config.precision == "auto":
             config.precision = "mixed" if self.device.startswith("cuda") else "float32"
         self.composed = config
@@ -319,16 +322,3 @@ def model_of(node: Mapping, gradient_checkpointing: bool = False) -> Model:
 
 def without(node: Mapping, *names: str) -> dict:
     return {key: value for key, value in node.items() if key not in names}
-
-
-def chosen_device(asked: str) -> str:
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=asked)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise Refused(
-            f"device={asked}: torch cannot use it here ({reason}); try device=auto"
-        ) from error
-    return asked

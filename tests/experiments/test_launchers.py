@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from runs import RUN
 
 from experiments.composing import composed
+from experiments.devices import chosen_device, neighbour_number
 from experiments.results import command_of
 
 STAGES = ("photos", "class_images", "customize", "gallery")
@@ -22,7 +24,7 @@ def at_once(miniature, environment, tmp_path):
     """Run a miniature sweep of jobs in processes of their own, all at once, in `tmp_path`."""
 
     def sweep(*arguments: str) -> subprocess.CompletedProcess:
-        words = ["hydra/launcher=submitit_local", *miniature, "attack=noise", "tracker=none"]
+        words = ["hydra/launcher=local", *miniature, "attack=noise", "tracker=none"]
         return subprocess.run(
             [sys.executable, str(RUN), "-m", *words, f"output_dir={tmp_path}", *arguments],
             # the jobs' interpreters import what is installed, which may be another checkout
@@ -64,6 +66,28 @@ def test_jobs_that_are_refused_do_not_end_the_others(at_once, tmp_path):
     assert last.startswith("error: jobs failed, for the reasons above: ")
     assert last.count("attack=") == 1
     assert len(list(tmp_path.glob("store/protect/*/*/manifest.json"))) == 2
+
+
+def test_jobs_at_once_take_the_gpus_in_turn(monkeypatch):
+    def device_of(job: int, *words: str) -> str:
+        words = ("hydra.mode=MULTIRUN", *words, f"+hydra.job.num={job}")
+        return chosen_device("auto", neighbour_number(composed(*words, with_hydra=True).hydra))
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    devices = [device_of(job, "hydra/launcher=local") for job in range(5)]
+    assert devices == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+    # one after the other, and where each is given a GPU of its own
+    assert {device_of(4), device_of(4, "hydra/launcher=slurm")} == {"cuda:0"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_of(4, "hydra/launcher=local") == "cpu"
+
+
+def test_jobs_on_one_machine_see_its_gpus_and_have_time():
+    launcher = composed("hydra/launcher=local", with_hydra=True).hydra.launcher
+    assert launcher._target_.endswith(".LocalLauncher")
+    assert launcher.gpus_per_node >= 8
+    assert launcher.timeout_min >= 7 * 24 * 60
 
 
 def test_slurm_is_asked_for_what_the_settings_say():
