@@ -154,7 +154,12 @@ def test_the_columns_are_explained_to_the_keyboard(open_page):
     page.get_by_text("What the columns are").focus()
     page.keyboard.press("Enter")
     assert meaning.is_visible()
-    assert page.get_by_text("their intervals are too narrow").is_visible()
+    assert page.get_by_text("† marks rows on so few identities").is_visible()
+    reading = page.get_by_text("BCa")
+    assert not reading.is_visible()
+    page.get_by_text("How to read this").focus()
+    page.keyboard.press("Enter")
+    assert reading.is_visible()
 
 
 def test_nothing_is_fetched(open_page, page_file):
