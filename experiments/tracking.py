@@ -14,6 +14,7 @@ from typing import Protocol
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -75,18 +76,20 @@ class WandbTracker:
         marker = folder / f"{run_id}.json"
         # in which of its sweeps a record is asked for makes no other run
         content = _digest(as_json(record), repr(replace(self, group=None)), *map(str, pictures))
-        if (done := _read(marker)).get("content") == content:
-            return done["where"]
-        _remove_runs(folder, run_id)  # left by a kill, or of an older record of the same key
         folder.mkdir(parents=True, exist_ok=True)
-        where = None
-        try:
-            where = self._log(record, pictures, folder, run_id)
-        except Exception as error:  # results are on disk: no failure to show them may end a run
-            log.warning("could not track with W&B (%s): the record is safe", _line(error))
-        if where:
-            atomic_write(marker, json.dumps({"content": content, "where": where}))
-        return where
+        # another process that tracks the same record would take this one's run for a killed one's
+        with FileLock(folder / f".{run_id}.lock"):
+            if (done := _read(marker)).get("content") == content:
+                return done["where"]
+            _remove_runs(folder, run_id)  # left by a kill, or of an older record of the same key
+            where = None
+            try:
+                where = self._log(record, pictures, folder, run_id)
+            except Exception as error:  # results are on disk: no failure to show them may end a run
+                log.warning("could not track with W&B (%s): the record is safe", _line(error))
+            if where:
+                atomic_write(marker, json.dumps({"content": content, "where": where}))
+            return where
 
     def _log(self, record: Mapping, pictures: Mapping[str, Path], folder: Path, run_id: str) -> str:
         wandb = _import_wandb(folder)

@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -227,6 +228,16 @@ def test_what_a_kill_left_is_cleared_away(tmp_path):
     other.mkdir()
     (where,), _ = place.track(place.call(key="k", mode="offline"))
     assert place.runs() == sorted([other, Path(where)])
+
+
+def test_processes_at_once_on_one_record_leave_one_whole_run(tmp_path):
+    place = Workplace(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [place.call(key="k", mode="offline", name=name) for name in ("one", "two")]
+        ((first,), _), ((second,), _) = pool.map(place.track, calls)
+    assert first == second
+    assert place.runs() == [Path(first)]
+    assert content_of(Path(first))[2]["protected/ism"] == 0.25
 
 
 @pytest.mark.parametrize("mode", ["auto", "online"])
