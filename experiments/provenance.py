@@ -7,8 +7,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 PACKAGES = (
     "anticustom",
@@ -86,12 +88,32 @@ def _cpu_model() -> str:
 
 
 def peak_memory_bytes() -> dict:
-    """High-water marks of this process: `cpu` resident set, `cuda` allocated by torch (or None)."""
-    peak = {"cpu": _peak_resident_bytes(), "cuda": None}
+    """High-water marks: `cpu` resident set of this process, `cuda` (or None) allocated by torch
+    since `reset_peak_memory`.
+    """
+    torch = _torch_on_gpu()
+    cuda = torch.cuda.max_memory_allocated() if torch else None
+    return {"cpu": _peak_resident_bytes(), "cuda": cuda}
+
+
+def reset_peak_memory() -> None:
+    """Forget what torch allocated on the GPU so far; a process's resident set has no such thing."""
+    if torch := _torch_on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def highest(peaks: Iterable[Mapping]) -> dict:
+    """The highest of several peaks, on the CPU and on the GPU."""
+    peaks = list(peaks)
+    return {
+        where: max((peak[where] for peak in peaks if peak[where] is not None), default=None)
+        for where in ("cpu", "cuda")
+    }
+
+
+def _torch_on_gpu() -> ModuleType | None:
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        peak["cuda"] = torch.cuda.max_memory_allocated()
-    return peak
+    return torch if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _peak_resident_bytes() -> int:

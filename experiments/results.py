@@ -13,7 +13,7 @@ from anticustom.identities import Identity
 from experiments import records
 from experiments.overview import Row, draw_overview
 from experiments.photo_files import photo_files
-from experiments.provenance import machine, peak_memory_bytes, versions
+from experiments.provenance import highest, machine, versions
 from experiments.scores import Scores
 from experiments.settings_in_use import effective, in_use
 from experiments.store import Artifact, key_of, safe_name
@@ -35,6 +35,17 @@ class Outcome:
     victims: Mapping[str, Artifact]
     galleries: Mapping[str, Artifact]
     strangers: Artifact
+
+    @property
+    def machine(self) -> dict:
+        """The machine that protected the photos, which need not be the one that scores now."""
+        return self.protected.manifest["facts"].get("machine") or machine()
+
+    @property
+    def peak_memory_bytes(self) -> dict:
+        """The most that any of the artifacts took, whatever process made it."""
+        made = [self.protected, *self.victims.values(), *self.galleries.values(), self.strangers]
+        return highest(artifact.manifest["facts"]["peak_memory_bytes"] for artifact in made)
 
     @property
     def protected_files(self) -> list[Path]:
@@ -61,7 +72,7 @@ def publish(
     path = output_dir / "records" / f"{name}.json"
     anew = "eval" in facts["config"]["force"]
     if anew or not path.exists():
-        record = {**_origin(), **facts, "digests": digests, **_results(outcome, scores)}
+        record = {**_origin(outcome), **facts, "digests": digests, **_results(outcome, scores)}
         records.write(record, path.parent, name)
     record = records.read(path)
     overview = output_dir / "overviews" / name / "overview.png"
@@ -98,13 +109,13 @@ def command_of(hydra: DictConfig) -> str:
     return shlex.join(["python", "run.py", *hydra.overrides.task, *alone])
 
 
-def _origin() -> dict:
+def _origin(outcome: Outcome) -> dict:
     return {
         "schema_version": records.SCHEMA_VERSION,
         "command": command_of(HydraConfig.get()),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "machine": machine(),
+        "machine": outcome.machine,
     }
 
 
@@ -121,7 +132,7 @@ def _results(outcome: Outcome, scores: Scores) -> dict:
             "customize": sum(made.manifest["facts"]["seconds"] for made in customized),
             "evaluate": scores.seconds,
         },
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": outcome.peak_memory_bytes,
         "scorer": scores.metrics,
         "scores": arms,
         "perceptibility": visible,

@@ -15,7 +15,7 @@ from anticustom.images import write_png, write_protected
 from experiments.checkpoints import TimedCheckpoint
 from experiments.models import Model
 from experiments.photo_files import photo_files, read_back, read_images, slug
-from experiments.provenance import peak_memory_bytes
+from experiments.provenance import machine, peak_memory_bytes, reset_peak_memory
 from experiments.sampling import sample
 from experiments.settings_in_use import effective, in_use
 from experiments.store import Artifact, Store, key_of
@@ -89,10 +89,11 @@ class Stages:
             say(f"{what} ...")
 
         def timed(folder: Path, working: Path) -> Mapping:
+            reset_peak_memory()
             checkpoint = TimedCheckpoint(working, self.checkpoint_minutes)
             facts = dict(build(folder, checkpoint))
             facts["seconds"] = round(checkpoint.seconds(), 3)
-            return facts | {"peak_memory_bytes": peak_memory_bytes()}
+            return facts | {"peak_memory_bytes": peak_memory_bytes(), "machine": machine()}
 
         return self.store.make(stage, key, unit, timed, inputs=inputs)
 

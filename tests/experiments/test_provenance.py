@@ -12,8 +12,10 @@ from experiments.provenance import (
     digest_of_file,
     digest_of_folder,
     git_state,
+    highest,
     machine,
     peak_memory_bytes,
+    reset_peak_memory,
     versions,
 )
 
@@ -61,6 +63,22 @@ def test_peak_memory_is_a_high_water_mark():
     block = b"x" * (before + (100 << 20))
     del block
     assert peak_memory_bytes()["cpu"] >= before + (100 << 20)
+
+
+def test_the_highest_peak_is_over_all_that_have_one():
+    peaks = [{"cpu": 5, "cuda": None}, {"cpu": 3, "cuda": 7}, {"cpu": 4, "cuda": 2}]
+    assert highest(peaks) == {"cpu": 5, "cuda": 7}
+    assert highest(peaks[:1]) == {"cpu": 5, "cuda": None}
+
+
+def test_the_peak_of_a_gpu_is_since_it_was_reset():
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    block = torch.zeros(1 << 28, dtype=torch.uint8, device="cuda")
+    assert peak_memory_bytes()["cuda"] >= 1 << 28
+    del block
+    reset_peak_memory()
+    assert peak_memory_bytes()["cuda"] < 1 << 28
 
 
 def test_file_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch):

@@ -56,6 +56,25 @@ def test_attack_noise_shares_class_images_and_the_unprotected_victim(finished, f
     assert record["perceptibility"]["linf"] == 8
 
 
+def test_peak_memory_and_machine_are_those_of_the_artifacts(finished, command, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished.output_dir / "store", out / "store")
+    peaks = {"protect": 96, "customize": 48, "gallery": 24}
+    for stage, peak in peaks.items():
+        for folder in artifacts(out, stage):  # as if another machine had made them
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest["facts"]["peak_memory_bytes"] = {"cpu": 10 * peak, "cuda": peak}
+            manifest["facts"]["machine"] |= {"cores": peak}
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+    arguments = [word for word in finished.arguments if not word.startswith("output_dir=")]
+    ended = command(*arguments, "tracker=none", f"output_dir={out}")
+    assert "..." not in ended.out
+    record = json.loads(Path(ended.last_line).read_text())
+    assert record["peak_memory_bytes"] == {"cpu": 960, "cuda": 96}
+    assert record["machine"]["cores"] == 96
+    assert record["scores"] == finished.record["scores"]
+
+
 def test_a_countermeasure_shares_the_protected_photos(finished, further):
     record, new = further("simac", *SIMAC[1:], "countermeasure=jpeg75")
     # the unprotected arm passes it, too: its adversary does not know that nothing is protected
