@@ -1,11 +1,14 @@
 """Runs again what the committed records came from, and says which numbers moved.
 
-`python -m experiments.reproduce` works in a folder of its own. Killed, it goes on where it was.
+`python -m experiments.reproduce` works in a folder of its own, another for other code and another
+for each number of threads. Killed, it goes on where it was.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -19,9 +22,16 @@ from eval.metrics import METRICS
 from experiments import records
 from experiments.configurations import details_of_method, details_of_setting, names
 from experiments.leaderboard import RECORDS, read
+from experiments.provenance import digest_of_file, versions
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("output_dir", "tracker", "force")  # arguments that do not decide a number
+# files that decide numbers: code, settings, weights
+DECISIVE = (
+    *("run.py", "experiments/*.py", "anticustom/**/*.py", "eval/**/*.py", "conf/**/*.yaml"),
+    *("anticustom/weights/**/*", "eval/weights/*"),
+)
+# arguments that do not decide a number; some stages alone would need what others made before
+ELSEWHERE = ("output_dir", "tracker", "force", "stages", "hydra/launcher", "hydra.launcher")
 
 
 @dataclass(frozen=True)
@@ -44,16 +54,29 @@ def commands(found: Mapping[str, Mapping]) -> list[tuple[str, int]]:
     floats depend on; imported records have none.
     """
     own = [record for record in found.values() if "imported" not in record]
-    threads = [record["machine"].get("torch_threads") or 1 for record in own]
-    made = [record["command"] for record in own]
-    return list(dict.fromkeys(zip(made, threads, strict=True)))
+    return list(dict.fromkeys((record["command"], threads_of(record)) for record in own))
+
+
+def threads_of(record: Mapping) -> int:
+    return record["machine"].get("torch_threads") or 1
 
 
 def arguments_of(command: str, output_dir: Path) -> list[str]:
     """The arguments of a command of run.py, sent to another folder."""
     words = shlex.split(command)[2:]
-    kept = [word for word in words if word.split("=")[0] not in ELSEWHERE]
+    elsewhere = re.compile(rf"[+~]*({'|'.join(map(re.escape, ELSEWHERE))})([./=]|$)")
+    kept = [word for word in words if not elsewhere.match(word)]
     return [*kept, f"output_dir={output_dir}", "tracker=none"]
+
+
+def state_of_code(root: Path) -> str:
+    """12 hexadecimal digits that change with whatever decides numbers but a record's command: code,
+    settings, weights, versions of packages.
+    """
+    files = sorted(f for pattern in DECISIVE for f in root.glob(pattern) if f.is_file())
+    content = {file.relative_to(root).as_posix(): digest_of_file(file) for file in files}
+    packages = {name: version for name, version in versions().items() if name != "git"}
+    return hashlib.sha256(json.dumps([content, packages]).encode()).hexdigest()[:12]
 
 
 def run(command: str, threads: int, output_dir: Path, log: Path) -> bool:
@@ -126,24 +149,46 @@ def _text(value: float | None, sign: str = "") -> str:
     return "-" if value is None else f"{value:{sign}.6g}"
 
 
+def again_in(
+    folder: Path, committed: Mapping[str, Mapping], wanted: Sequence[tuple[str, int]]
+) -> tuple[list[Number], list[str]]:
+    """Run all commands, those of a number of threads in a folder of its own, and compare there."""
+    places = {threads: folder / f"threads-{threads}" for _, threads in wanted}
+    for k, (command, threads) in enumerate(wanted, 1):
+        print(f"{k} of {len(wanted)}: {command}", flush=True)
+        log = folder / "logs" / f"reproduce-{k}.txt"
+        if not run(command, threads, places[threads], log):
+            print(f"  failed: see {log}", flush=True)
+    numbers, missing = [], []
+    for threads, place in places.items():
+        again, _ = read(place / "records")
+        own = {
+            name: record
+            for name, record in committed.items()
+            if "imported" not in record and threads_of(record) == threads
+        }
+        found, lacking = compared(own, again)
+        numbers, missing = numbers + found, missing + lacking
+    return numbers, missing
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/reproduce"))
     asked = parser.parse_args(arguments)
-    folder = asked.output_dir.absolute()
+    folder = asked.output_dir.absolute() / state_of_code(ROOT)
     try:
         committed, _ = read(asked.records)
         wanted = commands(committed)
-        for k, (command, threads) in enumerate(wanted, 1):
-            print(f"{k} of {len(wanted)}: {command}", flush=True)
-            log = folder / "logs" / f"reproduce-{k}.txt"
-            if not run(command, threads, folder, log):
-                print(f"  failed: see {log}", flush=True)
-        again, _ = read(folder / "records")
+        if not wanted:
+            sys.exit(
+                f"error: --records {asked.records}: no record there that a run made; name a folder "
+                "of such records"
+            )
+        numbers, missing = again_in(folder, committed, wanted)
     except records.RecordError as error:
         sys.exit(f"error: {error}")
-    numbers, missing = compared(committed, again)
     print(report(numbers, missing))
     sys.exit(1 if missing else 0)
 

@@ -1,7 +1,15 @@
 import pytest
 
 from experiments import records, reproduce
-from experiments.reproduce import arguments_of, commands, compared, main, report
+from experiments.reproduce import (
+    again_in,
+    arguments_of,
+    commands,
+    compared,
+    main,
+    report,
+    state_of_code,
+)
 
 
 def test_numbers_that_moved_are_told_from_those_that_did_not(made_up):
@@ -37,7 +45,9 @@ def test_each_command_runs_once_with_its_threads_elsewhere(made_up, tmp_path):
         "d": {**made_up(), "imported": {"source": "a paper"}},
     }
     assert commands(found) == [(sweep, 1), (sweep, 2)]
-    assert arguments_of(f"{sweep} tracker=wandb force=[eval]", tmp_path) == [
+    elsewhere = "tracker=wandb tracker.mode=offline +tracker.group=x force=[eval] stages=[eval]"
+    elsewhere += " hydra/launcher=local hydra.launcher.timeout_min=1"
+    assert arguments_of(f"{sweep} {elsewhere}", tmp_path) == [
         "-m",
         "attack=noise,simac",
         "dataset.identities=[1, 2]",
@@ -74,4 +84,54 @@ def test_the_command_compares_what_run_py_writes(made_up, tmp_path, monkeypatch,
     out = capsys.readouterr().out
     assert "failed: see" in out
     assert "did not come again: b" in out
-    assert "no weights" in (folder / "logs" / "reproduce-1.txt").read_text()
+    assert "did not come again: a" in out  # what the code before made counts no longer
+    logs = [log.read_text() for log in folder.glob("*/logs/reproduce-1.txt")]
+    assert sorted(logs) == ["", "no weights\n"]
+
+
+def test_results_of_other_threads_are_not_taken_for_ones_own(made_up, tmp_path, monkeypatch):
+    """A stand-in for run.py writes its record with the threads that it was given."""
+    (tmp_path / "run.py").write_text(
+        "import json, os, pathlib, sys\n"
+        "place = dict(word.split('=', 1) for word in sys.argv[1:])['output_dir']\n"
+        "folder = pathlib.Path(place, 'records')\n"
+        "if not folder.exists():\n"
+        "    folder.mkdir(parents=True)\n"
+        "    record = json.loads(pathlib.Path('made.json').read_text())\n"
+        "    record['perceptibility']['psnr'] = 30 + int(os.environ['OMP_NUM_THREADS'])\n"
+        "    (folder / 'a.json').write_text(json.dumps(record))\n"
+    )
+    records.write(made_up(), tmp_path, "made")
+    committed = {
+        str(n): made_up(psnr=30 + n, machine={"torch_threads": n}, command="python run.py")
+        for n in (1, 2)
+    }
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    numbers, missing = again_in(tmp_path / "again", committed, commands(committed))
+    assert missing == []
+    assert {n.record for n in numbers if n.committed == n.again} == {"1", "2"}
+    assert not [n for n in numbers if n.committed != n.again]
+
+
+def test_the_state_of_the_code_is_that_of_what_decides_numbers(tmp_path):
+    files = ["run.py", "conf/attack/a.yaml", "eval/weights/w.safetensors", "anticustom/b/c.py"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = state_of_code(tmp_path)
+    for name in ("README.md", "anticustom/b/__pycache__/c.pyc", "experiments/records/r.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("2")
+    assert state_of_code(tmp_path) == before
+    states = {before}
+    for name in files:
+        (tmp_path / name).write_text("22")
+        states.add(state_of_code(tmp_path))
+    assert len(states) == 1 + len(files)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty"])
+def test_a_folder_without_records_is_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match=rf"--records .*{name}: no record there that a run made"):
+        main(["--records", str(tmp_path / name), "--output-dir", str(tmp_path / "again")])
