@@ -20,9 +20,11 @@ from anticustom.identities import PhotoSet
 from anticustom.images import quantize_within
 from anticustom.progress import Checkpoint, NoCheckpoint, Progress
 from experiments.composing import composed
+from experiments.devices import chosen_device
 from experiments.disk import atomic_write
+from experiments.fitting import size_of_all
 from experiments.models import Model
-from experiments.pipeline import build, chosen_device, model_of, size_of_all, without
+from experiments.pipeline import build, model_of, without
 from experiments.sampling import sample
 from experiments.stages import draws_owner
 from experiments.terminal import bars, quiet_libraries

@@ -13,12 +13,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from anticustom.adapters import check_layers, weights_in
-from anticustom.diffusion import image_size
 from anticustom.identities import Identity, with_clean_photos
 from experiments import records
 from experiments.devices import chosen_device, neighbour_number, use
-from experiments.disk import check_writable
+from experiments.disk import StoreError, check_writable
+from experiments.fitting import check_adapters, check_others, check_scale, size_of_all
 from experiments.memory import check_fits, free_bytes
 from experiments.models import Model
 from experiments.photo_files import read_back
@@ -34,6 +33,7 @@ from experiments.tracking import filled_in
 
 # settings of the adversary in which the victim's base model is not the surrogate
 OTHER_MODEL = ("other_model", "all_other")
+PURIFIER = "countermeasure.model"
 
 
 def run(config: DictConfig) -> list[Path] | None:
@@ -96,6 +96,8 @@ class Pipeline:
         self.base_model = self._model(config.customizer.base_model)
         purifier = self.config["countermeasure"].get("model")
         self.purifier = self._model(purifier) if purifier else None
+        self.models = {**self.surrogates, "customizer.base_model": self.base_model}
+        self.models |= {PURIFIER: self.purifier} if self.purifier else {}
         self._refuse_what_is_missing()
         self.identities = shard_of(self.dataset.names(), self.config["dataset"]["shard"])
         check_writable(self.output_dir)
@@ -124,29 +126,26 @@ class Pipeline:
             raise Refused("; ".join(missing))
 
     def _check_scale(self) -> None:
-        protects = self.attack.needs_surrogate and "protect" in self.config["stages"]
-        used = {
-            **dict.fromkeys(self.surrogates, protects),
-            "customizer.base_model": "customize" in self.config["stages"],
-            "countermeasure.model": self.purifier and "customize" in self.config["stages"],
-        }
-        for key, is_used in used.items():
-            node = OmegaConf.select(OmegaConf.create(self.config), key)
-            if is_used and node.needs_gpu and self.device == "cpu" != self.config["device"]:
-                raise Refused(
-                    f"surrogate_model={node.name} needs a GPU, and torch finds none: run on a "
-                    "machine with one, or take the embedded model with surrogate_model=tiny "
-                    "(device=cpu tries regardless, for many hours)"
-                )
+        if self.device == "cpu" != self.config["device"]:
+            protects = self.attack.needs_surrogate and "protect" in self.config["stages"]
+            customizes = "customize" in self.config["stages"]
+            used = {key: protects if key in self.surrogates else customizes for key in self.models}
+            check_scale(self.config, [key for key, is_used in used.items() if is_used])
 
     def run(self) -> list[Path]:
+        """Run all identities, one after the other; return their records' paths.
+
+        What of a model, the GPU's memory or any identity does not fit is refused before the first.
+        """
+        if not self.identities:
+            shard, count = self.config["dataset"]["shard"], len(self.dataset.names())
+            say(f"dataset.shard={shard} of {count} identities holds none: there is nothing to do")
+            return []
         size = self._photo_size()  # looks the models up: what is missing is missed before any work
-        self._check_adapters()
+        check_adapters(self.attack, self.surrogates, self.customizer, self.base_model)
         self._check_memory()
-        identities = [self.dataset.read(name, size) for name in self.identities]
-        for identity in identities:  # refuses too few photos before hours are spent
-            with_clean_photos(identity.set_B, identity.set_C, self.config["clean_photos"])
-        paths = [path for identity in identities if (path := self._identity(identity))]
+        identities = self._identities(size)
+        paths = [path for one in identities if (path := self._identity(*one))]
         if paths:
             written = [records.read(path) for path in paths]
             print_table(written)
@@ -154,43 +153,43 @@ class Pipeline:
         return paths
 
     def _photo_size(self) -> int:
-        models = {**self.surrogates, "customizer.base_model": self.base_model}
-        models |= {"countermeasure.model": self.purifier} if self.purifier else {}
-        size = size_of_all(models)
+        size = size_of_all(self.models)
         others = {key for key in self.surrogates if self.attack.needs_surrogate}
         others |= {"customizer.base_model"} if self.choices["adversary"] in OTHER_MODEL else set()
-        for key in sorted(others - {"surrogate_model"}):
-            if models[key].digest == self.surrogate_model.digest:
-                raise Refused(
-                    f"{key} is the surrogate_model itself: name another, with surrogate_model@{key}"
-                )
+        check_others(self.models, others - {"surrogate_model"})
         return size
-
-    def _check_adapters(self) -> None:
-        """Raise ValueError for layers that a UNet lacks."""
-        asked = {"customizer.unet_layers": (self.customizer, [self.base_model])}
-        schedule = getattr(self.attack, "surrogate_schedule", None)
-        own = schedule.adapters if schedule else None
-        asked["attack.surrogate_schedule.adapters.unet_layers"] = (own, self.surrogates.values())
-        for key, (owner, models) in asked.items():
-            layers = getattr(owner, "unet_layers", None)
-            for model in models if layers is not None else ():
-                check_layers(key, layers, weights_in(model.folder))
 
     def _check_memory(self) -> None:
         available = free_bytes(self.device)
         if available is None:
             return
-        models = {**self.surrogates, "customizer.base_model": self.base_model}
-        folders = {key: model.folder for key, model in models.items()}
+        folders = {key: model.folder for key, model in self.models.items() if key != PURIFIER}
         check_fits(self.composed, folders, self.choices, available)
 
-    def _identity(self, identity: Identity) -> Path | None:
+    def _identities(self, size: int) -> list[tuple[Identity, Scores]]:
+        """Return the identities, each with what scores it; raise Refused for all whose photos
+        cannot be used.
+        """
+        found, refused = [], {}
+        for name in self.identities:
+            try:
+                identity = self.dataset.read(name, size)
+                with_clean_photos(identity.set_B, identity.set_C, self.config["clean_photos"])
+                photos = self.stages.photos(identity)
+                scores = Scores(self.stages, self.scorer, self.config["metrics"], identity, photos)
+                if self.stages.wanted > {"eval"}:
+                    scores.check_reference()
+                found.append((identity, scores))
+            except StoreError:
+                raise
+            except (ValueError, OSError) as error:
+                refused.setdefault(str(error), []).append(name)
+        if refused:
+            raise Refused("; ".join(f"{', '.join(who)}: {why}" for why, who in refused.items()))
+        return found
+
+    def _identity(self, identity: Identity, scores: Scores) -> Path | None:
         config, stages = self.config, self.stages
-        photos = stages.photos(identity)
-        scores = Scores(stages, self.scorer, config["metrics"], identity, photos)
-        if stages.wanted > {"eval"}:  # before hours are spent
-            scores.check_reference()
         protected = stages.protect(
             identity,
             self.attack,
@@ -299,21 +298,6 @@ def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
         if isinstance(error.__cause__, ValueError | OSError):
             raise Refused(str(error.__cause__)) from error
         raise
-
-
-def size_of_all(models: Mapping[str, Model]) -> int:
-    """Return the size in px that all models are made for, by their keys; raise Refused where they
-    differ.
-    """
-    sizes = {key: image_size(model.folder) for key, model in models.items()}
-    size = sizes["surrogate_model"]
-    for key, other in sizes.items():
-        if other != size:
-            raise Refused(
-                f"surrogate_model is made for {size} px and {key} for {other} px: photos are "
-                "protected at the size that is customized, so choose models of one size"
-            )
-    return size
 
 
 def model_of(node: Mapping, gradient_checkpointing: bool = False) -> Model:

@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf, open_dict
+from photo_folders import album
 from PIL import Image
 from runs import artifacts, pixels, protected, snapshot
 
+from anticustom.identities import Portraits
+from anticustom.images import write_png
 from experiments.composing import composed
 from experiments.pipeline import Pipeline
 from experiments.stages import effective
@@ -262,6 +265,40 @@ def test_sweeps_run_one_job_after_the_other(command, miniature, tmp_path):
     assert ended.status == 0
     assert len(artifacts(tmp_path, "protect")) == 2
     assert len(list(tmp_path.glob("logs/*/[01]/.hydra/config.yaml"))) == 2
+
+
+def test_all_people_whose_photos_cannot_be_used_are_named_before_any_work(
+    command, miniature, tmp_path
+):
+    root = tmp_path / "people"
+    for name in ("ann", "zoe"):
+        photos = Portraits(photos_per_set=2).read("0", 64).set_B
+        for file, image in zip(("0.png", "1.png"), photos.images, strict=True):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            write_png(root / name / file, image)
+    album(root / "faceless", 2)
+    album(root / "nobody", 2)
+    album(root / "single", 1)
+    words = ["dataset=folder", f"dataset.root={root}", "dataset.photos_per_set=1"]
+    words += ["dataset.identities=5", "surrogate_model=tiny", *miniature, "attack=noise"]
+    ended = command(*words, "tracker=none", f"output_dir={tmp_path}/out")
+    assert ended.status == 1
+    (line,) = ended.err.splitlines()
+    for name in ("faceless", "nobody"):
+        assert re.search(rf"{name}: no face found in any of the 1 reference photos", line)
+    assert re.search(r"single: '.*/single' holds 1 photos and should hold 2", line)
+    assert "ann:" not in line
+    assert "zoe:" not in line
+    assert not artifacts(tmp_path / "out", "protect")
+
+
+def test_a_shard_without_identities_says_so_and_is_no_failure(command, miniature, tmp_path):
+    shard = ["dataset.identities=4", "dataset.shard=7/8"]
+    ended = command(*miniature, *shard, f"output_dir={tmp_path}")
+    assert ended.last_line == (
+        "dataset.shard=7/8 of 4 identities holds none: there is nothing to do"
+    )
+    assert not (tmp_path / "store").exists()
 
 
 def test_own_photos_are_not_uploaded(miniature, tmp_path):

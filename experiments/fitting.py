@@ -1,0 +1,61 @@
+"""Whether the models that a configuration names fit each other, its methods and this machine."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from anticustom.adapters import check_layers, weights_in
+from anticustom.diffusion import image_size
+from experiments.models import Model
+from experiments.settings import Refused
+
+
+def size_of_all(models: Mapping[str, Model]) -> int:
+    """Return the size in px that all models are made for, by their keys; raise Refused where they
+    differ.
+    """
+    sizes = {key: image_size(model.folder) for key, model in models.items()}
+    size = sizes["surrogate_model"]
+    for key, other in sizes.items():
+        if other != size:
+            raise Refused(
+                f"surrogate_model is made for {size} px and {key} for {other} px: photos are "
+                "protected at the size that is customized, so choose models of one size"
+            )
+    return size
+
+
+def check_others(models: Mapping[str, Model], others: Collection[str]) -> None:
+    """Raise Refused if one of `others`, keys of models, is the surrogate_model once more."""
+    for key in sorted(others):
+        if models[key].digest == models["surrogate_model"].digest:
+            raise Refused(
+                f"{key} is the surrogate_model itself: name another, with surrogate_model@{key}"
+            )
+
+
+def check_scale(config: Mapping[str, Any], used: Collection[str]) -> None:
+    """Raise Refused for a model, of the keys `used`, that is too large for a processor alone."""
+    for key in used:
+        node = OmegaConf.select(OmegaConf.create(config), key)
+        if node.needs_gpu:
+            raise Refused(
+                f"surrogate_model={node.name} needs a GPU, and torch finds none: run on a "
+                "machine with one, or take the embedded model with surrogate_model=tiny "
+                "(device=cpu tries regardless, for many hours)"
+            )
+
+
+def check_adapters(
+    attack: Any, surrogates: Mapping[str, Model], customizer: Any, base_model: Model
+) -> None:
+    """Raise ValueError for layers that a UNet lacks."""
+    asked = {"customizer.unet_layers": (customizer, [base_model])}
+    schedule = getattr(attack, "surrogate_schedule", None)
+    own = schedule.adapters if schedule else None
+    asked["attack.surrogate_schedule.adapters.unet_layers"] = (own, surrogates.values())
+    for key, (owner, models) in asked.items():
+        layers = getattr(owner, "unet_layers", None)
+        for model in models if layers is not None else ():
+            check_layers(key, layers, weights_in(model.folder))
