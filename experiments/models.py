@@ -2,8 +2,9 @@
 can be loaded.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from anticustom.diffusion import LatentDiffusion, load, local_folder
@@ -79,9 +80,16 @@ class Model:
         return digest_of_folder(self.folder)
 
     def load(self, precision: str, device: str) -> LatentDiffusion:
-        return load(
-            str(self.folder),
-            device=device,
-            precision=precision,
-            gradient_checkpointing=self.gradient_checkpointing,
-        )
+        """Return a copy on `device` that the caller may train; files are read once per process."""
+        folder, checkpointing = str(self.folder), self.gradient_checkpointing
+        model = deepcopy(_pristine(folder, self.digest, precision, checkpointing))
+        for network in (model.vae, model.unet, model.text_encoder):
+            network.to(device)
+        return model
+
+
+@lru_cache(maxsize=3)  # in the machine's memory: surrogate, victim's base model, one more
+def _pristine(
+    folder: str, digest: str, precision: str, gradient_checkpointing: bool
+) -> LatentDiffusion:
+    return load(folder, precision=precision, gradient_checkpointing=gradient_checkpointing)

@@ -1,0 +1,73 @@
+"""Models as the configuration names them: read from disk once, handed out as copies."""
+
+import pytest
+import torch
+
+from experiments import models
+from experiments.models import Model
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The keywords of every reading from disk, with nothing read before."""
+    seen = []
+
+    def load(folder, **keywords):
+        seen.append(keywords)
+        return original(folder, **keywords)
+
+    original = models.load
+    monkeypatch.setattr(models, "load", load)
+    models._pristine.cache_clear()
+    yield seen
+    models._pristine.cache_clear()
+
+
+def weights_of(network):
+    return [p.clone() for part in (network.vae, network.unet) for p in part.parameters()]
+
+
+def test_a_model_is_read_once_and_a_changed_copy_changes_no_other(loads, random_sd):
+    first = Model("tiny", str(random_sd), None).load("float32", "cpu")
+    before, tokens = weights_of(first), len(first.tokenizer)
+    with torch.no_grad():
+        for parameter in first.unet.parameters():
+            parameter.add_(1)
+    first.unet.requires_grad_(True).train()
+    first.tokenizer.add_tokens("xjy")
+    first.scheduler.alphas_cumprod.zero_()
+    second = Model("tiny", str(random_sd), None).load("float32", "cpu")
+    assert len(loads) == 1
+    for now, expected in zip(weights_of(second), before, strict=True):
+        assert torch.equal(now, expected)
+    assert not second.unet.training
+    assert not any(parameter.requires_grad for parameter in second.unet.parameters())
+    assert len(second.tokenizer) == tokens
+    assert second.scheduler.alphas_cumprod.all()
+
+
+def test_a_copy_computes_what_a_model_fresh_from_disk_does(loads, random_sd):
+    generator = torch.Generator().manual_seed(0)
+    noisy, timesteps = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([1, 900])
+    predictions = []
+    for network in (
+        models.load(str(random_sd), precision="float32", gradient_checkpointing=True),
+        Model("tiny", str(random_sd), None, True).load("float32", "cpu"),
+    ):
+        noisy = noisy.detach().requires_grad_()
+        embeddings = network.text_embeddings(["a photo of sks person"])
+        predicted = network.predict(noisy, timesteps, embeddings)
+        (gradient,) = torch.autograd.grad(predicted.square().sum(), noisy)
+        predictions.append((predicted, gradient, network.unet.is_gradient_checkpointing))
+    assert torch.equal(predictions[0][0], predictions[1][0])
+    assert torch.equal(predictions[0][1], predictions[1][1])
+    assert predictions[0][2] == predictions[1][2] is True
+
+
+def test_other_precisions_and_weights_are_other_models_and_few_are_kept(loads, random_sd, tmp_path):
+    for precision in ("float32", "bfloat16", "mixed", "float32"):
+        Model("tiny", str(random_sd), None).load(precision, "cpu")
+    Model("tiny", str(random_sd), None, True).load("float32", "cpu")
+    assert [k["precision"] for k in loads] == ["float32", "bfloat16", "mixed", "float32"]
+    assert [k["gradient_checkpointing"] for k in loads] == [False, False, False, True]
+    assert models._pristine.cache_info().currsize == 3
