@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import os
 import platform
 import subprocess
@@ -128,28 +127,20 @@ def _peak_resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def digest_of_file(path: Path, memory: Path | None = None) -> str:
-    """SHA-256 of a file's content, hexadecimal.
-
-    It is remembered by path, size and modification time: in this process, and across processes
-    in the JSON file `memory` if one is given.
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal; this process remembers it by path, size and
+    modification time.
     """
     path = Path(path).resolve()
     status = path.stat()
     entry = f"{path}:{status.st_size}:{status.st_mtime_ns}"
-    if entry in _digests:
-        return _digests[entry]
-    remembered = _read_memory(memory) if memory else {}
-    if entry not in remembered:
+    if entry not in _digests:
         with path.open("rb") as file:
-            remembered[entry] = hashlib.file_digest(file, "sha256").hexdigest()
-        if memory:
-            _write_memory(memory, remembered)
-    _digests[entry] = remembered[entry]
+            _digests[entry] = hashlib.file_digest(file, "sha256").hexdigest()
     return _digests[entry]
 
 
-def digest_of_folder(path: Path, memory: Path | None = None) -> str:
+def digest_of_folder(path: Path) -> str:
     """SHA-256 of the relative names and contents of a folder's files, hexadecimal.
 
     Hidden files and folders do not count, for download clients keep time stamps in them, nor does
@@ -163,19 +154,5 @@ def digest_of_folder(path: Path, memory: Path | None = None) -> str:
         name = file.relative_to(path)
         hidden = any(part.startswith(".") for part in name.parts)
         if file.is_file() and not hidden and file.suffix != ".md":
-            digest.update(f"{name.as_posix()}\0{digest_of_file(file, memory)}\n".encode())
+            digest.update(f"{name.as_posix()}\0{digest_of_file(file)}\n".encode())
     return digest.hexdigest()
-
-
-def _read_memory(memory: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(memory.read_text()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _write_memory(memory: Path, digests: dict[str, str]) -> None:
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memory.with_name(f".{memory.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(digests, indent=1))
-    os.replace(temporary, memory)

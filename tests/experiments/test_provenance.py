@@ -82,11 +82,10 @@ def test_the_peak_of_a_gpu_is_since_it_was_reset():
 
 
 def test_file_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(provenance, "_digests", {})
-    file, memory = tmp_path / "weights.bin", tmp_path / "cache" / "digests.json"
+    file = tmp_path / "weights.bin"
     file.write_bytes(b"weights")
     expected = hashlib.sha256(b"weights").hexdigest()
-    assert digest_of_file(file, memory) == expected
+    assert digest_of_file(file) == expected
 
     def read_again(*_):
         raise AssertionError("the file was read again")
@@ -94,15 +93,9 @@ def test_file_digest_is_remembered_until_the_file_changes(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", read_again)
         assert digest_of_file(file) == expected
-        patch.setattr(provenance, "_digests", {})
-        assert digest_of_file(file, memory) == expected
     file.write_bytes(b"WEIGHTS")
     os.utime(file, ns=(1, 1))
-    assert digest_of_file(file, memory) == hashlib.sha256(b"WEIGHTS").hexdigest()
-    memory.write_text("not json")
-    monkeypatch.setattr(provenance, "_digests", {})
-    assert digest_of_file(file, memory) == hashlib.sha256(b"WEIGHTS").hexdigest()
-    assert [path.name for path in memory.parent.iterdir()] == ["digests.json"]
+    assert digest_of_file(file) == hashlib.sha256(b"WEIGHTS").hexdigest()
 
 
 def test_folder_digest_follows_names_and_contents_but_not_the_place(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.store import Store, key_of, safe_name
+from experiments.store import SMALL, Store, key_of, safe_name
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -206,6 +206,31 @@ def test_damaged_artifact_is_set_aside_and_made_again(tmp_path, caplog, harm, re
         assert path.with_name(f"ann.damaged-{n}").is_dir()
     assert reason in caplog.text
     assert Store(tmp_path).find("protect", "k", "ann").files[0].read_bytes() == b"first"
+
+
+def harmed_unseen(file: Path) -> None:
+    """Change a byte and leave size and time as they were, as a failing disk may."""
+    status, content = file.stat(), file.read_bytes()
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_small_files_are_read_by_each_process_and_large_ones_if_their_time_changed(tmp_path):
+    def build(folder, checkpoint):
+        (folder / "small.png").write_bytes(bytes(SMALL))
+        (folder / "large.safetensors").write_bytes(bytes(SMALL + 1))
+
+    def found_by_another_process() -> bool:
+        code = "import sys; from experiments.store import Store\n"
+        code += "print(Store(sys.argv[1]).find('customize', 'k', 'ann') is not None)"
+        return finished(start(code, tmp_path)).strip() == "True"
+
+    path = Store(tmp_path).make("customize", "k", "ann", build, inputs={}).path
+    harmed_unseen(path / "large.safetensors")
+    assert found_by_another_process()
+    harmed_unseen(path / "small.png")
+    assert not found_by_another_process()
+    assert path.with_name("ann.damaged-1").is_dir()
 
 
 def test_foreign_artifact_is_not_taken_for_ones_own(tmp_path, caplog):
