@@ -34,6 +34,8 @@ from experiments.tracking import filled_in
 # settings of the adversary in which the victim's base model is not the surrogate
 OTHER_MODEL = ("other_model", "all_other")
 PURIFIER = "countermeasure.model"
+# what a sweep's jobs in this process made anew: none does again what it shares with another
+RENEWED: set[Path] = set()
 
 
 def run(config: DictConfig) -> list[Path] | None:
@@ -105,6 +107,7 @@ class Pipeline:
             Store(
                 self.output_dir / "store",
                 {part for stage in self.config["force"] for part in PARTS[stage]},
+                RENEWED,
             ),
             set(self.config["stages"]),
             self.config["seed"],

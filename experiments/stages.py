@@ -75,7 +75,6 @@ class Stages:
         """
         key = key_of(stage, VERSIONS[stage], inputs)
         found = self.store.find(stage, key, unit)
-        forced = stage in self.store.force
         if part_of is not None and part_of not in self.wanted:
             if found is None:
                 asked = ",".join([part_of, *sorted(self.wanted)])
@@ -85,7 +84,7 @@ class Stages:
                     f"run it with stages=[{asked}]"
                 )
             return found
-        if found is None or forced:
+        if found is None or self.store.makes_anew(stage, key, unit):
             say(f"{what} ...")
 
         def timed(folder: Path, working: Path) -> Mapping:

@@ -85,11 +85,17 @@ def safe_name(name: str) -> str:
 
 @dataclass
 class Store:
-    """The artifacts under `root`. Stages named in `force` are made anew, once each per Store."""
+    """The artifacts under `root`. Stages named in `force` are made anew, but for those in
+    `renewed`, which gains them: stores that share it make each anew once.
+    """
 
     root: Path
     force: Collection[str] = ()
-    _renewed: set[Path] = field(default_factory=set, init=False, repr=False)
+    renewed: set[Path] = field(default_factory=set, repr=False)
+
+    def makes_anew(self, stage: str, key: str, unit: str) -> bool:
+        """Whether `make` would build this artifact even if it is there."""
+        return stage in self.force and self._path(stage, key, unit) not in self.renewed
 
     def find(self, stage: str, key: str, unit: str) -> Artifact | None:
         """The finished artifact or None; a damaged one is set aside with a warning."""
@@ -109,7 +115,7 @@ class Store:
         folder not writable; what `build` raises otherwise passes through.
         """
         final = self._path(stage, key, unit)
-        forced = stage in self.force and final not in self._renewed
+        forced = self.makes_anew(stage, key, unit)
         settled = not forced and not _work(final).exists()
         if settled and (artifact := self.find(stage, key, unit)):
             return artifact
@@ -120,7 +126,7 @@ class Store:
             if forced or not artifact:
                 place = {"stage": stage, "key": key, "unit": unit}
                 artifact = _made(final, build, place | {"inputs": _canonical(inputs, stage)})
-                self._renewed.add(final)
+                self.renewed.add(final)
             shutil.rmtree(_work(final), ignore_errors=True)
             return artifact
 

@@ -207,6 +207,18 @@ def test_force_computes_again(command, miniature, aspl, tmp_path):
     assert changed == {"eval", record.name, record.stem}
 
 
+def test_a_sweep_computes_again_once_what_its_jobs_share(command, miniature, tmp_path):
+    sweep = ["-m", *miniature, "attack=noise", "attack.eps=4,8", "tracker=none"]
+    sweep.append(f"output_dir={tmp_path}")
+    assert command(*sweep).status == 0
+    assert len(artifacts(tmp_path, "customize")) == 3
+    again = command(*sweep, "force=[customize]")
+    assert again.status == 0
+    shared = "0: customizing on the unprotected photos (dreambooth) ..."
+    assert again.out.count(shared) == 1
+    assert again.out.count("0: customizing on the protected photos (dreambooth) ...") == 2
+
+
 def test_order_and_sharding_of_identities_change_nothing(command, miniature, aspl, tmp_path):
     photos = []
     for identities in ("[3,7]", "[7,3]", "[7]"):

@@ -279,6 +279,16 @@ def test_force_makes_anew_once_per_store_and_only_the_stages_named(tmp_path):
     assert other.make("protect", "k", "ann", refuse, inputs={}) == second
 
 
+def test_stores_that_share_what_is_renewed_make_it_anew_once(tmp_path):
+    renewed = set()
+    first = Store(tmp_path, ["protect"], renewed).make("protect", "k", "ann", write_two, inputs={})
+    again = Store(tmp_path, ["protect"], renewed)
+    assert not again.makes_anew("protect", "k", "ann")
+    assert again.make("protect", "k", "ann", refuse, inputs={}) == first
+    assert again.makes_anew("protect", "k", "bob")
+    assert Store(tmp_path, ["protect"]).makes_anew("protect", "k", "ann")
+
+
 def test_force_starts_over_and_then_goes_on_from_its_own_checkpoint(tmp_path):
     seen = []
 
