@@ -2,7 +2,12 @@
 
 import re
 
-from experiments.sweep_table import sweep_table
+import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from experiments.sweep_table import SweepTable, note_failure, sweep_table
 
 
 def record(retention, fdfr=0.0):
@@ -38,3 +43,38 @@ def test_what_only_some_jobs_set_is_a_column_too():
     assert heading[:2] == ["attack.eps", "identities"]
     assert first[0] == "1"
     assert second[:2] == ["4", "1"]
+
+
+def ended(folder, number, value):
+    """A job of a sweep in `folder` that ended with a value of run.py; the sweep's configuration."""
+    hydra = {"mode": RunMode.MULTIRUN, "job": {"num": number}, "sweep": {"dir": str(folder)}}
+    hydra["runtime"] = {"output_dir": str(folder / str(number))}
+    config = OmegaConf.create({"hydra": hydra})
+    done = JobReturn(overrides=[f"seed={number}"], status=JobStatus.COMPLETED)
+    done.return_value = value
+    SweepTable().on_job_end(config, done)  # as in a process of its own
+    return config
+
+
+def test_failures_of_any_process_end_the_sweep_with_their_reasons(tmp_path, capsys):
+    for number in (10, 2):
+        note_failure(tmp_path / str(number), f"bad luck {number}")
+        ended(tmp_path, number, None)
+    config = ended(tmp_path, 3, [])  # of an empty shard
+    with pytest.raises(SystemExit, match=r"for the reasons above: seed=2; seed=10\. Run"):
+        SweepTable().on_multirun_end(config)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["error: seed=2: bad luck 2", "error: seed=10: bad luck 10"]
+
+
+def test_what_an_earlier_sweep_left_in_the_folder_does_not_count(tmp_path):
+    note_failure(tmp_path / "1", "bad luck")
+    config = ended(tmp_path, 1, None)
+    SweepTable().on_multirun_start(config)
+    SweepTable().on_multirun_end(config)
+
+
+def test_a_folder_that_cannot_be_written_ends_the_process_in_one_line(tmp_path):
+    (tmp_path / "1").touch()
+    with pytest.raises(SystemExit, match=r"^error: cannot write .*error\.txt .*another output_dir"):
+        note_failure(tmp_path / "1", "bad luck")
