@@ -66,7 +66,8 @@ class Blur:
         from torchvision.transforms.v2.functional import gaussian_blur
 
         side = 2 * int(np.ceil(3 * self.sigma)) + 1
-        return gaussian_blur(photo, [side, side], [self.sigma, self.sigma])
+        # the kernel's sum rounds, to more than 1 on some processors
+        return gaussian_blur(photo, [side, side], [self.sigma, self.sigma]).clamp(0, 1)
 
 
 @dataclass(frozen=True)
