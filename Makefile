@@ -24,7 +24,7 @@ demo: setup  ## Protect, customize and evaluate one embedded identity (4 minutes
 	$(BIN)/python run.py
 
 test: setup  ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 lint: setup  ## Check style, formatting and the direction of imports
 	$(BIN)/ruff check .

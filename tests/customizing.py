@@ -1,5 +1,8 @@
 """Customizers with short trainings, and what shows whether two models are the same."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from helpers import PROMPTS
 
@@ -29,10 +32,27 @@ def noise() -> torch.Tensor:
 
 
 def samples(model) -> torch.Tensor:
-    return model.sample(PROMPT, noise(), steps=2, guidance_scale=3.0, scheduler="DDIMScheduler")
+    with float64(model.unet, model.vae, model.text_encoder):
+        return model.sample(PROMPT, noise(), steps=2, guidance_scale=3.0, scheduler="DDIMScheduler")
 
 
 def samples_of(pipeline) -> torch.Tensor:
-    return pipeline(
-        [PROMPT] * 2, latents=noise(), num_inference_steps=2, guidance_scale=3.0, output_type="pt"
-    ).images
+    with float64(pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        images = pipeline(
+            [PROMPT] * 2,
+            latents=noise().double(),
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            output_type="pt",
+        ).images
+    return images.float()
+
+
+@contextmanager
+def float64(*networks: torch.nn.Module) -> Iterator[None]:
+    """Compute in float64 for a while: no processor's rounding then shows in images."""
+    for network in networks:
+        network.double()
+    yield
+    for network in networks:
+        network.float()
