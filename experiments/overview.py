@@ -43,12 +43,14 @@ def draw_overview(
     protected: Row,
     galleries: Sequence[Row],
     prompts: Sequence[str],
+    trained_on: Row | None = None,
 ) -> Path:
     """Write one PNG: photos, protected photos, their difference, and the galleries below.
 
-    `photos` and `protected` go in pairs. The pictures of each gallery are in the order of
-    `prompts`, the same number for each prompt; one or two of them are shown, with the same index
-    above one another. Equal arguments give equal bytes.
+    `photos` and `protected` go in pairs; `trained_on` is what the adversary made of the latter.
+    The pictures of each gallery are in the order of `prompts`, the same number for each prompt;
+    one or two of them are shown, with the same index above one another. Equal arguments give equal
+    bytes.
     """
     clean = [_pixels(picture) for picture in photos.pictures[:PHOTOS]]
     noisy = [_pixels(picture) for picture in protected.pictures[:PHOTOS]]
@@ -57,11 +59,14 @@ def draw_overview(
     drawn = [[_pixels(row.pictures[index]) for index in shown] for row in galleries]
     upper, lower = _Grid.of([clean, noisy], len(clean)), _Grid.of(drawn, each)
 
-    page = _Page(max(upper.width, lower.width), 3 * upper.tile + len(drawn) * lower.tile)
+    page = _Page(max(upper.width, lower.width), 4 * upper.tile + len(drawn) * lower.tile)
     page.heading(title, subtitle)
     page.row(photos.label, photos.detail, clean, upper)
     page.row(protected.label, protected.detail, noisy, upper)
     page.row("Difference, tenfold", "grey: unchanged", differences, upper, Image.Resampling.NEAREST)
+    if trained_on:
+        taken = [_pixels(picture) for picture in trained_on.pictures[:PHOTOS]]
+        page.row(trained_on.label, trained_on.detail, taken, upper)
     page.captions(prompts[: len(shown) // each], lower)
     for row, images in zip(galleries, drawn, strict=True):
         page.row(row.label, row.detail, images, lower)

@@ -238,7 +238,7 @@ class Pipeline:
             for arm in ARMS:
                 say(f"gallery of the {arm} victim of {identity.name}: {galleries[arm].path}")
             return None
-        outcome = Outcome(identity, protected, victims, galleries, strangers)
+        outcome = Outcome(identity, protected, arms["protected"], victims, galleries, strangers)
         return publish(outcome, scores, self._facts(identity), self.output_dir, self.tracker)
 
     def _facts(self, identity: Identity) -> dict:

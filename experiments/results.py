@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from anticustom.identities import Identity
+from anticustom.identities import Identity, PhotoSet
 from experiments import records
 from experiments.overview import Row, draw_overview
 from experiments.photo_files import photo_files
@@ -28,10 +28,15 @@ DECISIVE = ("attack", "customizer", "gallery", "class_images", "metrics", "seed"
 
 @dataclass(frozen=True)
 class Outcome:
-    """The artifacts of one identity; `victims` and `galleries` by arm."""
+    """The artifacts of one identity; `victims` and `galleries` by arm.
+
+    `trained_on` is what the protected victim was trained on: the protected photos, or what clean
+    photos among them and a counter-measure made of them.
+    """
 
     identity: Identity
     protected: Artifact
+    trained_on: PhotoSet
     victims: Mapping[str, Artifact]
     galleries: Mapping[str, Artifact]
     strangers: Artifact
@@ -162,7 +167,16 @@ def _draw(path: Path, record: Mapping, outcome: Outcome, scores: Scores) -> None
             for arm in ARMS
         ],
         prompts=record["config"]["gallery"]["prompts"],
+        trained_on=_trained_on(record, outcome),
     )
+
+
+def _trained_on(record: Mapping, outcome: Outcome) -> Row | None:
+    """Return what the adversary trained on where it is not the protected photos themselves."""
+    clean, countermeasure = record["clean_photos"], record["countermeasure"]
+    what = [f"{clean} clean"] if clean else []
+    what += [f"after {countermeasure}"] if countermeasure != "none" else []
+    return Row("Trained on", outcome.trained_on.images, ", ".join(what)) if what else None
 
 
 def _score_lines(scores: Mapping) -> str:

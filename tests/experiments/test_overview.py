@@ -54,6 +54,14 @@ def test_every_row_is_drawn_with_its_tiles(tmp_path):
     assert tiles(page, GREEN) == tiles(page, BLUE) == ([4, 1], 192)
 
 
+def test_what_the_adversary_trained_on_is_a_row_of_its_own(tmp_path):
+    treated = (90, 90, 90)
+    page = draw(tmp_path / "o.png", trained_on=Row("Trained on", [flat(treated)] * 4, "after blur"))
+    assert tiles(page, treated) == ([4, 1], 192)
+    plain = draw(tmp_path / "p.png")
+    assert page.shape == (plain.shape[0] + 192 + 8, *plain.shape[1:])
+
+
 @pytest.mark.parametrize(("size", "tile"), [(64, 128), (512, 128), (96, 96), (256, 128)])
 def test_wide_pages_have_smaller_tiles_in_whole_steps(tmp_path, size, tile):
     page = draw(tmp_path / "o.png", size=size, prompts=[*PROMPTS, "a", "b"])

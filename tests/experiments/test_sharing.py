@@ -90,6 +90,12 @@ def test_a_countermeasure_shares_the_protected_photos(finished, further):
         assert sorted(file.name for file in folder.glob("*.png")) == [f"B{k}.png" for k in range(4)]
     compressed = [np.array_equal(pixels(f / "B0.png"), jpeg(clean / "set_B/B0.png")) for f in made]
     assert sorted(compressed) == [False, True]  # that of the protected photo differs
+    heights = {}
+    for file in (finished.output_dir / "overviews").glob("*_simac_*/overview.png"):
+        name = f"{file.parent.name}.json"
+        shown = json.loads((finished.output_dir / "records" / name).read_text())
+        heights[shown["countermeasure"]] = Image.open(file).height
+    assert heights["jpeg75"] > heights["none"] + 128  # what the adversary trained on
 
 
 def test_clean_photos_replace_some_of_both_arms(finished, further):
