@@ -63,11 +63,14 @@ def git_state(folder: Path) -> dict | None:
 
 
 def machine() -> dict:
-    """Processor, cores this process may use, torch threads, GPU (None without), platform."""
+    """Processor by name and by what decides its rounding, cores this process may use, torch
+    threads, GPU (None without), platform.
+    """
     import torch
 
     return {
         "cpu": _cpu_model(),
+        "cpu_kind": cpu_kind(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -77,13 +80,37 @@ def machine() -> dict:
     }
 
 
+def computed_on(machine: Mapping) -> str:
+    """The processor that a machine computes on, in words: what equal inputs round alike on."""
+    if machine["gpu"]:
+        return machine["gpu"]
+    return ", ".join(filter(None, (machine["cpu"], machine.get("cpu_kind"))))
+
+
 def _cpu_model() -> str:
+    return _cpu_facts().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_kind() -> str:
+    """Family, model and stepping where the system tells, and the instructions that torch chose:
+    machines that call themselves alike differ in them, and then in the last bits of sums.
+    """
+    import torch
+
+    facts = _cpu_facts()
+    known = {"family": "cpu family", "model": "model", "stepping": "stepping"}
+    words = [f"{word} {facts[key]}" for word, key in known.items() if key in facts]
+    return " ".join([*words, torch.backends.cpu.get_cpu_capability()])
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return {}
+    pairs = [line.partition(":") for line in first.splitlines()]
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def peak_memory_bytes() -> dict:

@@ -13,7 +13,7 @@ from anticustom.identities import Identity, PhotoSet
 from experiments import records
 from experiments.overview import Row, draw_overview
 from experiments.photo_files import photo_files
-from experiments.provenance import highest, machine, versions
+from experiments.provenance import computed_on, highest, machine, versions
 from experiments.scores import Scores
 from experiments.settings_in_use import effective, in_use
 from experiments.store import Artifact, key_of, safe_name
@@ -45,6 +45,20 @@ class Outcome:
     def machine(self) -> dict:
         """The machine that protected the photos, which need not be the one that scores now."""
         return self.protected.manifest["facts"].get("machine") or machine()
+
+    @property
+    def processors(self) -> dict[str, str]:
+        """What protected the photos, and what made the victim of each arm and its gallery."""
+        made = {"protect": [self.protected]}
+        made |= {arm: [self.victims[arm], self.galleries[arm]] for arm in ARMS}
+        machines = {
+            name: [artifact.manifest["facts"].get("machine") for artifact in artifacts]
+            for name, artifacts in made.items()
+        }
+        return {
+            name: " / ".join(dict.fromkeys(computed_on(one) for one in of if one)) or "unknown"
+            for name, of in machines.items()
+        }
 
     @property
     def peak_memory_bytes(self) -> dict:
@@ -121,6 +135,7 @@ def _origin(outcome: Outcome) -> dict:
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "machine": outcome.machine,
+        "processors": outcome.processors,
     }
 
 

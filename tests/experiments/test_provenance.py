@@ -9,6 +9,7 @@ import torch
 
 from experiments import provenance
 from experiments.provenance import (
+    computed_on,
     digest_of_file,
     digest_of_folder,
     git_state,
@@ -113,3 +114,17 @@ def test_folder_digest_follows_names_and_contents_but_not_the_place(tmp_path):
     assert folder("four", {"unet/a": "1", "b": "3"}) != first
     with pytest.raises(NotADirectoryError, match="no such folder"):
         digest_of_folder(tmp_path / "nowhere")
+
+
+def test_what_computes_is_told_apart_where_machines_have_one_name():
+    known = {"cpu": "Some Processor", "gpu": None}
+
+    def named(**more: str | None) -> str:
+        return computed_on(known | more)
+
+    assert named() == "Some Processor"
+    assert named(cpu_kind="family 6 model 1 AVX2") == "Some Processor, family 6 model 1 AVX2"
+    assert named(cpu_kind="family 6 model 1 AVX2", gpu="Some Card") == "Some Card"
+    own = machine()
+    assert torch.backends.cpu.get_cpu_capability() in own["cpu_kind"]
+    assert computed_on(own | {"gpu": None}) == f"{own['cpu']}, {own['cpu_kind']}"

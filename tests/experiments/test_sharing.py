@@ -64,7 +64,7 @@ def test_peak_memory_and_machine_are_those_of_the_artifacts(finished, command, t
         for folder in artifacts(out, stage):  # as if another machine had made them
             manifest = json.loads((folder / "manifest.json").read_text())
             manifest["facts"]["peak_memory_bytes"] = {"cpu": 10 * peak, "cuda": peak}
-            manifest["facts"]["machine"] |= {"cores": peak}
+            manifest["facts"]["machine"] |= {"cores": peak, "cpu_kind": f"model {peak}"}
             (folder / "manifest.json").write_text(json.dumps(manifest))
     arguments = [word for word in finished.arguments if not word.startswith("output_dir=")]
     ended = command(*arguments, "tracker=none", f"output_dir={out}")
@@ -72,6 +72,10 @@ def test_peak_memory_and_machine_are_those_of_the_artifacts(finished, command, t
     record = json.loads(Path(ended.last_line).read_text())
     assert record["peak_memory_bytes"] == {"cpu": 960, "cuda": 96}
     assert record["machine"]["cores"] == 96
+    kinds = {name: words.count("model ") for name, words in record["processors"].items()}
+    assert kinds == {"protect": 1, "unprotected": 2, "protected": 2}  # victim and gallery
+    assert record["processors"]["protect"].endswith(", model 96")
+    assert record["processors"]["unprotected"].endswith(", model 24")
     assert record["scores"] == finished.record["scores"]
 
 
