@@ -4,7 +4,7 @@ the latent scale.
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,6 +81,28 @@ class LatentDiffusion:
     def timesteps(self) -> Tensor:
         """All timesteps of training, (T,) int64 on the CPU."""
         return torch.arange(self.scheduler.config.num_train_timesteps)
+
+    @contextlib.contextmanager
+    def computing_in(self, precision: Precision | None) -> Iterator[None]:
+        """Compute in another precision meanwhile (None: as before). Weights are rounded where it is
+        bfloat16, and put back as they were.
+        """
+        if precision is None:
+            yield
+            return
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        networks = (self.vae, self.unet, self.text_encoder)
+        tensors = [t for one in networks for t in (*one.parameters(), *one.buffers())]
+        before = [(t, t.data) for t in tensors if t.is_floating_point()]
+        mixed, self.mixed = self.mixed, precision == "mixed"
+        try:
+            for tensor, data in before:
+                tensor.data = data.to(dtype)
+            yield
+        finally:
+            for tensor, data in before:
+                tensor.data = data
+            self.mixed = mixed
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if not self.mixed:

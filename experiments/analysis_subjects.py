@@ -111,12 +111,13 @@ def attacked(
     size_of_all(models)
 
     def surrogate(number: int, key: str) -> SurrogateInputs:
-        network = models[key].load(config.precision, config.device)
+        network = models[key].load(attack.loaded_precision, config.device)
         owner = draws_owner(subject.identity, number)
 
         def class_images() -> tuple[tuple[str, ...], Tensor]:
             count, prompt = config.class_images.count, config.attack.class_prompt
-            images = sample(network, prompt, nodes[key].gallery, config.seed, count, progress)
+            sampler = models[key].load(config.precision, config.device)
+            images = sample(sampler, prompt, nodes[key].gallery, config.seed, count, progress)
             return tuple(f"{k:04}.png" for k in range(count)), images
 
         draws = SeededDraws(config.seed, owner, network.latent_shape)

@@ -66,7 +66,8 @@ def stage_bytes(stage: str, config: DictConfig, folders: Mapping[str, Path]) -> 
         if not attack.needs_surrogate:
             return 0.0
         surrogates = [k for k in folders if k != "customizer.base_model"]
-        models = [fake_model(folders[k], node["precision"], checkpointing) for k in surrogates]
+        how = (attack.loaded_precision, checkpointing)
+        models = [fake_model(folders[key], *how) for key in surrogates]
         return bytes_to_protect(attack, models)
 
 

@@ -39,6 +39,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         if not isinstance(asked, list) or set(asked) - set(PARTS) or not (asked or key == "force"):
             raise Refused(f"{key}={asked}: expected a list of {', '.join(PARTS)}")
     own = {f"{key}.precision": config[key].get("precision") for key in ("attack", "customizer")}
+    own["attack.training_precision"] = config["attack"].get("training_precision")
     for key, precision in {"precision": config["precision"], **own}.items():
         if precision is not None and precision not in PRECISIONS:
             expected = f"{'auto, ' * (key == 'precision')}{', '.join(PRECISIONS)}"

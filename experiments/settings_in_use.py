@@ -24,6 +24,8 @@ def in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     unused = {"others"}
     unused |= {key for key, value in LEFT_ALONE.items() if settings.get(key) == value}
+    if settings.get("training_precision") == settings.get("precision"):
+        unused.add("training_precision")
     unused |= set() if settings.get("transforms") else {"transform_samples"}
     unused |= set() if settings.get("others") else {"combination"}
     return {

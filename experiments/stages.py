@@ -162,7 +162,7 @@ class Stages:
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             surrogates = []
             for k, model in enumerate(models) if attack.needs_surrogate else ():
-                network = model.load(config["precision"], self.device)
+                network = model.load(attack.loaded_precision, self.device)
                 owner = draws_owner(identity.name, k)
                 draws = SeededDraws(self.seed, owner, network.latent_shape)
                 surrogates.append(

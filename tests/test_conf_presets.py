@@ -32,6 +32,7 @@ def test_released_presets_differ_in_the_named_options_only(attack, own):
     described, released = composed(f"attack={attack}"), composed(f"attack={attack}_released")
     assert differences(described.attack, released.attack) == {
         "precision": ("auto", "bfloat16"),
+        "training_precision": ("auto", "bfloat16"),
         f"{TRAINING}.gradient_clip": (1.0, None),
         f"{TRAINING}.order": ("continue", "restart"),
         f"{TRAINING}.optimizer": ("keep", "per_call"),
@@ -50,6 +51,7 @@ def test_the_papers_numbers():
         "instance_prompt": "a photo of sks person",
         "class_prompt": "a photo of person",
         "precision": "auto",
+        "training_precision": "auto",
         "draws_per_step": 1,
         "transforms": [],
         "transform_samples": 1,

@@ -3,7 +3,7 @@ recombinations.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -16,7 +16,7 @@ from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.checks import check_count
 from anticustom.chunks import Chunks
 from anticustom.countermeasures import Countermeasure, transformed, transforms_of
-from anticustom.diffusion import Posterior
+from anticustom.diffusion import LatentDiffusion, Posterior, Precision
 from anticustom.draws import Draw, draw_batches, joined
 from anticustom.ensembles import Combination, JointLoss
 from anticustom.images import check_eps, project, sign_step
@@ -52,6 +52,9 @@ class PGD:
     transformations: the mean loss of each photo through `transform_samples` of them, drawn anew in
     every step. What the loss compares a photo with goes through the same transform.
 
+    The steps compute in `precision`, the surrogate trains in `training_precision` (None: the same),
+    in which it is to be loaded.
+
     Of several surrogates, each moves by the schedule and has its own timesteps and noise;
     `combination` says how one perturbation climbs against all.
     """
@@ -64,7 +67,8 @@ class PGD:
     surrogate_schedule: SurrogateSchedule
     instance_prompt: str
     class_prompt: str
-    precision: str = "float32"
+    precision: Precision = "float32"
+    training_precision: Precision | None = None
     draws_per_step: int = 1
     transforms: Sequence[str | Countermeasure] = ()
     transform_samples: int = 1
@@ -75,6 +79,11 @@ class PGD:
     @property
     def needs_class_images(self) -> bool:
         return self.surrogate_schedule.training is not None
+
+    @property
+    def loaded_precision(self) -> Precision:
+        """What the surrogates are to be loaded in."""
+        return self.training_precision or self.precision
 
     def __post_init__(self):
         check_eps(self.eps)
@@ -123,28 +132,35 @@ class PGD:
             class_images=source.class_images if self.needs_class_images else None,
             seed=inputs.seed,
         )
-        with torch.no_grad():
+        with torch.no_grad(), self._own_precision(source.model):
             clean = source.model.posterior(inputs.photos.to(source.model.device))
         return _Member(surrogate, [], clean)
 
+    def _own_precision(self, model: LatentDiffusion) -> AbstractContextManager[None]:
+        return model.computing_in(self.precision if self.training_precision else None)
+
     def _allowed(self, inputs: AttackInputs, source: SurrogateInputs) -> list[Tensor]:
-        return self.timestep_policy.allowed(
-            source.model,
-            inputs.photos.to(source.model.device),
-            inputs.names,
-            self.instance_prompt,
-            source.draws,
-            eps=self.eps,
-            step_size=self.step_size,
-            progress=inputs.progress,
-        )
+        with self._own_precision(source.model):
+            return self.timestep_policy.allowed(
+                source.model,
+                inputs.photos.to(source.model.device),
+                inputs.names,
+                self.instance_prompt,
+                source.draws,
+                eps=self.eps,
+                step_size=self.step_size,
+                progress=inputs.progress,
+            )
 
     def _climb(
         self, inputs, iteration: int, chunks: Chunks, members: Sequence[_Member], images: Tensor
     ) -> Tensor:
         """Return the images after an iteration's steps up the sum of the members' losses."""
         steps = partial(self._ascend, inputs, iteration, members, images)
-        return torch.cat(chunks(steps, len(images)))
+        with ExitStack() as computing:
+            for member in members:
+                computing.enter_context(self._own_precision(member.surrogate.model))
+            return torch.cat(chunks(steps, len(images)))
 
     def _ascend(
         self, inputs, iteration: int, members: Sequence[_Member], images: Tensor, rows: slice

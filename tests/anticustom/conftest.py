@@ -74,7 +74,9 @@ def class_images(pictures) -> tuple[tuple[str, ...], Tensor]:
 
 @pytest.fixture
 def inputs_for(new_model, pictures, class_images) -> Callable[..., AttackInputs]:
-    """Return an attack's inputs, with a model of their own in the attack's precision."""
+    """Return an attack's inputs, with a model of their own in the precision it is to be
+    loaded in.
+    """
 
     def make(
         attack,
@@ -84,7 +86,8 @@ def inputs_for(new_model, pictures, class_images) -> Callable[..., AttackInputs]
         **changed,
     ) -> AttackInputs:
         photos = {"a.png": 0, "b.jpg": 1}
-        precision = "bfloat16" if getattr(attack, "precision", "") == "bfloat16" else "float32"
+        asked = getattr(attack, "loaded_precision", "")
+        precision = "bfloat16" if asked == "bfloat16" else "float32"
         settings = {
             "identity": "ann",
             "names": names,

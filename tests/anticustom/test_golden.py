@@ -47,6 +47,7 @@ class Golden:
         config = composed(
             f"attack={preset}",
             "attack.precision=float32",
+            "attack.training_precision=float32",
             f"prompts.instance={self.settings['instance_prompt']}",
             f"prompts.class={self.settings['class_prompt']}",
             f"attack.eps={pgd['radius'] * LEVELS}",

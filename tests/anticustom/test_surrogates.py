@@ -1,6 +1,7 @@
 """How surrogates move while they are attacked."""
 
 import pytest
+import torch
 from helpers import PROMPTS, SCHEDULE, Reports, changed, parameters, weights
 
 from anticustom.draws import SeededDraws
@@ -132,3 +133,57 @@ def test_a_surrogate_that_stands_still_needs_no_class_images(configured, inputs_
     protected = attack(inputs_for(attack, load_class_images=asked))
     assert (protected - inputs_for(attack).photos).abs().max() > 0
     assert configured("attack", "attack=aspl").needs_class_images
+
+
+def test_small_steps_of_training_round_away_in_bfloat16(preset, inputs_for):
+    """Three steps of 5e-7, as in the papers: of what float32 weights move, few move at all."""
+    moved = {}
+    for precision in ("float32", "bfloat16"):
+        attack = preset(
+            "aspl",
+            f"attack.training_precision={precision}",
+            f"{SCHEDULE}.training.learning_rate=5e-7",
+            f"{SCHEDULE}.training_steps=3",
+        )
+        inputs = inputs_for(attack)
+        network = inputs.surrogates[0].model
+        before = weights(network)
+
+        def watch(what, done, total, loss=None, own=precision, network=network, before=before):
+            if what == "surrogate training" and done == 3:
+                after = weights(network)
+                unlike = [(before[name] != after[name]).flatten() for name in before]
+                moved[own] = torch.cat(unlike)
+
+        inputs.progress = watch
+        attack(inputs)
+    # the others are in kernels that only ever see padding, and tokens that no prompt has
+    assert moved["float32"].sum() > 40_000
+    assert moved["bfloat16"][moved["float32"]].float().mean() < 0.1
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
+@pytest.mark.parametrize("training", ["float32", "bfloat16"])
+def test_steps_and_training_have_a_precision_each(preset, inputs_for, precision, training):
+    """Whatever the steps compute in, what the surrogate learns before them is the same."""
+    words = [f"attack.training_precision={training}", f"attack.precision={precision}"]
+    attack = preset("fsmg", *words)
+    inputs = inputs_for(attack)
+    network = inputs.surrogates[0].model
+    seen = []
+
+    def watch(what, done, total, loss=None):
+        seen.append((what, network.unet.dtype, network.mixed))
+
+    inputs.progress = watch
+    protected = attack(inputs)
+    dtypes = {"float32": torch.float32, "mixed": torch.float32, "bfloat16": torch.bfloat16}
+    assert set(seen) == {
+        ("surrogate training", dtypes[training], False),
+        ("perturbation", dtypes[precision], precision == "mixed"),
+    }
+    alone = preset("fsmg", f"attack.training_precision={training}", f"attack.precision={training}")
+    others = inputs_for(alone)
+    same = alone(others)
+    assert changed(weights(network), weights(others.surrogates[0].model)) == set()
+    assert torch.equal(protected, same) == (precision == training)

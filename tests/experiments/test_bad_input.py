@@ -16,6 +16,7 @@ REFUSED = {
     "attack.transform_samples=0": r"attack\.transform_samples=0: expected an integer",
     "attack.steps=many": r"attack\.steps='many': expected an integer",
     "attack.step_size=long": r"attacks\.pgd\.PGD: .*'str'",
+    "attack.training_precision=half": r"attack\.training_precision='half': expected one of float32",
     "attack.precision=bf16": r"attack\.precision='bf16': expected one of float32, mixed, bfloat16",
     "customizer.precision=auto": r"customizer\.precision='auto': expected one of float32",
     "timestep_policy.keep=30": r"timestep_policy\.window=40: expected at most keep=30",
