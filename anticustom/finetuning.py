@@ -59,6 +59,11 @@ class FineTuning:
     optimizer: Literal["keep", "per_call"] = "keep"
     optimizer_states: Literal["32bit", "8bit"] = "32bit"
 
+    @property
+    def preserves_prior(self) -> bool:
+        """Whether it trains on class images at all."""
+        return self.prior_weight > 0
+
     def __post_init__(self):
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
@@ -112,7 +117,7 @@ class Trainer:
     def train(
         self,
         instances: EncodedPhotos,
-        classes: EncodedPhotos,
+        classes: EncodedPhotos | None,
         steps: int,
         draws: Draws,
         phase: str,
@@ -147,7 +152,7 @@ class Trainer:
     def _step(self, instances, classes, draws: Draws, phase: str, photo_set: str) -> Tensor:
         model, s = self.model, self.settings
         sets = {"instance": (instances, photo_set)}
-        if s.prior_weight:  # without it, nothing of the class is preserved
+        if s.preserves_prior:
             sets["class"] = (classes, "class")
         posteriors, rows = [], []
         for kind, (photos, place) in sets.items():
@@ -163,7 +168,7 @@ class Trainer:
         embeddings = model.text_embeddings(prompts).repeat_interleave(s.batch_size, dim=0)
         per_image = denoising(model, model.latents(posterior, draw.posterior), draw, embeddings)
         means = per_image.view(len(sets), s.batch_size).mean(1)
-        loss = means[0] + s.prior_weight * means[1] if s.prior_weight else means[0]
+        loss = means[0] + s.prior_weight * means[1] if s.preserves_prior else means[0]
         loss.backward()
         if s.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, s.gradient_clip)

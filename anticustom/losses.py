@@ -66,7 +66,7 @@ class Denoising:
 @dataclass(frozen=True, kw_only=True)
 class FeatureInterference:
     """SimAC's loss: denoising + `weight` x the squared distance of high-frequency decoder features
-    (its section 3.4).
+    (arXiv 2312.07865).
 
     The features are the outputs of the second convolution of the decoder's residual blocks
     `up_blocks`: 3 are all of level 3, 3.0 is its first. Their distance to those of the clean
@@ -124,14 +124,15 @@ class TargetShift:
     The loss is `denoising_weight` x denoising - ||x_(t-1) - y_(t-1)||^2, where x_(t-1) is what the
     model makes of the noisy image in one ancestral step and y_(t-1) the target, noised alike.
     `target` is a file, or null for a procedural pattern. The released code adds the denoising loss
-    (1), adds the step's random noise to x_(t-1) (`ancestral_noise`), and at t = 0 noises the target
-    as at the last timestep (`wraps`).
+    (1), adds the step's random noise to x_(t-1) (`ancestral_noise`), at t = 0 noises the target as
+    at the last timestep (`wraps`), and rounds the target's latents (`bfloat16_target`).
     """
 
     target: str | None = None
     denoising_weight: float = 0.0
     ancestral_noise: bool = False
     wraps: bool = False
+    bfloat16_target: bool = False
 
     def __post_init__(self):
         if not self.denoising_weight >= 0:
@@ -147,6 +148,7 @@ class TargetShift:
             embeddings = model.text_embeddings([prompt])
             image = target_image(self.target, start.shape[-1])[None].to(start.device)
             target = model.latents(model.posterior(image), torch.zeros((), device=start.device))
+            target = target.bfloat16().float() if self.bfloat16_target else target
 
         def terms(posterior: Posterior, draw: Draw) -> Terms:
             latents = model.latents(posterior, draw.posterior)

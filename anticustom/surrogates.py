@@ -147,12 +147,16 @@ class Alternating:
     attacked; then the surrogate itself trains as long on the photos as they are protected so far.
     The copy is the surrogate itself, put back afterwards with its optimizer, so one model is in
     memory. What stays of the copy is its place in the photo sets.
+
+    With `keep_clean_training` there is no copy: what the surrogate learns of the clean set stays,
+    as in the released form that trains adapters.
     """
 
     training: FineTuning
     iterations: int = 50
     training_steps: int = 3
     adapters: Adapters | None = None
+    keep_clean_training: bool = False
 
     def __post_init__(self):
         check_count("attack.surrogate_schedule.iterations", self.iterations, 1)
@@ -163,8 +167,9 @@ class Alternating:
         tensors, _ = surrogate.trainer.state()
         self._train(surrogate, surrogate.clean, iteration, "clean", progress)
         yield
-        _, places = surrogate.trainer.state()
-        surrogate.trainer.restore(tensors, places)
+        if not self.keep_clean_training:
+            _, places = surrogate.trainer.state()
+            surrogate.trainer.restore(tensors, places)
 
     def follow(self, surrogate, iteration, names, protected, progress):
         photos = encode(surrogate.model, names, protected)
@@ -195,8 +200,8 @@ def start(
     seed: int,
 ) -> Surrogate:
     """Return the surrogate that `schedule` moves; `clean` and `class_images` are names and images
-    (n, 3, h, w) in [0, 1]; one that stands still needs no class images. Adapters start as `seed`
-    draws them.
+    (n, 3, h, w) in [0, 1]; one that stands still, or preserves no prior, needs no class images.
+    Adapters start as `seed` draws them.
     """
     if schedule.training is None:
         return Surrogate(model, draws)
@@ -207,7 +212,8 @@ def start(
         instance_prompt=instance_prompt,
         class_prompt=class_prompt,
     )
-    return Surrogate(model, draws, trainer, encode(model, *clean), encode(model, *class_images))
+    classes = encode(model, *class_images) if schedule.training.preserves_prior else None
+    return Surrogate(model, draws, trainer, encode(model, *clean), classes)
 
 
 def trained_parameters(

@@ -64,7 +64,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveGreedy:
-    """SimAC's adaptive greedy search (its section 3.3): keep the timesteps at which the image's
+    """SimAC's adaptive greedy search (arXiv 2312.07865): keep the timesteps at which the image's
     gradient is large.
 
     Each round draws `candidates` of an image's surviving timesteps and scores them by the sum of

@@ -217,7 +217,11 @@ class Pipeline:
             for arm, photo_set in arms.items()
         }
         asked = config["customizer"]
-        class_images = self._class_images(self.base_model, asked["base_model"], asked, "customize")
+        class_images = None
+        if self.customizer.training.preserves_prior:
+            class_images = self._class_images(
+                self.base_model, asked["base_model"], asked, "customize"
+            )
         tuning = without(config["customizer"], "base_model")
         victims = {
             arm: stages.customize(

@@ -9,9 +9,12 @@ from experiments.provenance import digest_of_file, digest_of_folder
 # options that came after the first records, with the value at which they change nothing
 LEFT_ALONE = {
     "adapters": None,
+    "bfloat16_target": False,
     "draws_per_step": 1,
     "gradient": "image",
+    "keep_clean_training": False,
     "optimizer_states": "32bit",
+    "shared_class_images": False,
     "transforms": [],
 }
 

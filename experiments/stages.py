@@ -155,7 +155,8 @@ class Stages:
             inputs |= {"clean": identity.set_A.digest, "model": digest}
             inputs |= {"others": others} if others else {}
         if attack.needs_class_images:
-            digest, *others = [class_images(k).digest for k in range(len(models))]
+            count = 1 if attack.shared_class_images else len(models)
+            digest, *others = [class_images(k).digest for k in range(count)]
             inputs |= {"class_images": digest}
             inputs |= {"class_images_of_others": others} if others else {}
 
@@ -231,12 +232,15 @@ class Stages:
         customizer_name: str,
         config: Mapping,
         model: Model,
-        class_images: Artifact,
+        class_images: Artifact | None,
     ) -> Artifact:
-        """Return the victim trained on `photos`: what its customizer saved."""
+        """Return the victim trained on `photos`: what its customizer saved. One without prior
+        preservation is given no class images.
+        """
         names, images = photos.names, photos.images
         inputs = {"photos": photos.digest, "customizer": in_use(config), "model": model.digest}
-        inputs |= {"class_images": class_images.digest, "seed": self.seed, "identity": identity}
+        inputs |= {"seed": self.seed, "identity": identity}
+        inputs |= {"class_images": class_images.digest} if class_images else {}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             network = model.load(config["precision"], self.device)
@@ -245,7 +249,7 @@ class Stages:
                     CustomizerInputs(
                         model=network,
                         photos=(names, images),
-                        class_images=read_images(class_images),
+                        class_images=read_images(class_images) if class_images else None,
                         draws=SeededDraws(self.seed, identity, network.latent_shape),
                         progress=progress,
                         checkpoint=checkpoint,

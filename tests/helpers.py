@@ -13,7 +13,11 @@ PRESETS = {
     "fsmg": ("attack.steps=3", f"{SCHEDULE}.training_steps=2"),
     "aspl": TWICE,
     "simac": (*TWICE, "timestep_policy.keep=900"),
+    "aspl_lora": TWICE,
     "aspl_released": TWICE,
+    "aspl_lora_released": TWICE,
+    "t_fsmg_released": ("attack.steps=3", f"{SCHEDULE}.training_steps=2"),
+    "t_aspl_released": TWICE,
     "simac_released": (*TWICE, "timestep_policy.keep=900"),
 }
 

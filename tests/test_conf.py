@@ -28,6 +28,7 @@ OWN_KEYS = {
 }
 # values that differ from the constructor's defaults on purpose
 NOT_THE_DEFAULT = {
+    ("attack", "adapters"): "what aspl_lora is for",
     ("attack", "combination"): "made anew for each attack, so there is no default to compare",
     ("tracker", "upload_images"): "decided by the data set where it is null",
     ("countermeasure", "quality"): "what the presets jpeg90 and jpeg50 are for",

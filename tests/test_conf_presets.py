@@ -70,6 +70,7 @@ def test_the_papers_numbers():
         "surrogate_schedule._target_": "anticustom.surrogates.Alternating",
         "surrogate_schedule.iterations": 50,
         "surrogate_schedule.training_steps": 3,
+        "surrogate_schedule.keep_clean_training": False,
         "surrogate_schedule.adapters": None,
         "surrogate_schedule.training.optimizer_states": "32bit",
         f"{TRAINING}._target_": "anticustom.finetuning.FineTuning",
@@ -119,6 +120,8 @@ def customized(config: DictConfig) -> tuple:
         ("as_assumed", (False, False, False, False)),
         ("other_customizer", (False, True, False, False)),
         ("other_term", (False, False, True, True)),
+        ("other_training_prompt", (False, False, True, False)),
+        ("other_gallery_prompts", (False, False, False, True)),
         ("other_prompts", (False, False, True, True)),
         ("other_model", (True, False, False, False)),
         ("all_other", (True, True, True, True)),
@@ -140,15 +143,47 @@ def test_the_command_line_wins_over_an_adversary():
     assert "xjy" in config.gallery.prompts[0]
 
 
-@pytest.mark.parametrize("quirk", sorted(set(options("quirk")) - {"none"}))
+QUIRKS = {  # the attack that an experiment tries them on
+    quirk: config.hydra.sweeper.params.attack
+    for name in options("experiment")
+    if name.startswith("quirks")
+    for config in [composed(f"experiment={name}", with_hydra=True)]
+    for quirk in config.hydra.sweeper.params.quirk.split(",")
+    if quirk != "none"
+}
+
+
+def test_every_quirk_is_tried_by_an_experiment():
+    assert {*QUIRKS, "none"} == set(options("quirk"))
+
+
+@pytest.mark.parametrize("quirk", QUIRKS)
 def test_a_quirk_is_one_of_the_released_presets_settings(quirk):
-    """It changes one key of SimAC, to what the released preset has there."""
+    """It changes one key of the attack, to what its released preset has there."""
+    attack = f"attack={QUIRKS[quirk]}"
     described, released, own = (
         flat(resolved(composed(*words).attack))
-        for words in (["attack=simac"], ["attack=simac_released"], [f"quirk={quirk}"])
+        for words in ([attack], [f"{attack}_released"], [attack, f"quirk={quirk}"])
     )
     (key,) = [key for key in described if own[key] != described[key]]
     assert own[key] == released[key]
+
+
+@pytest.mark.parametrize("attack", ["simac", "t_aspl", "e_aspl"])
+def test_the_quirks_together_are_the_released_preset(attack):
+    """But for those of ASPL's training, which are tried on SimAC, and the published radius."""
+    described, released = (
+        composed(f"attack={one}").attack for one in (attack, f"{attack}_released")
+    )
+    of_training = {"precision", "training_precision", "eps"}
+    of_training |= {f"{TRAINING}.{key}" for key in ("gradient_clip", "order", "optimizer")}
+    tried = [
+        differences(described, composed(f"attack={attack}", f"quirk={q}").attack)
+        for q in QUIRKS
+        if QUIRKS[q] == attack
+    ]
+    keys = {key for one in tried for key in one}
+    assert set(differences(described, released)) - of_training == keys - of_training
 
 
 def test_the_purifier_is_another_model_than_the_surrogate():
@@ -164,7 +199,7 @@ def test_an_experiment_sweeps_over_what_exists(experiment):
     config = composed(f"experiment={experiment}", with_hydra=True)
     assert config.hydra.mode.name == "MULTIRUN"
     # some compare methods with themselves, all others have the placebo in them
-    compares = experiment in ("quirks", "transforms")
+    compares = experiment.startswith(("quirks", "transforms"))
     assert compares or "noise" in config.hydra.sweeper.params.attack.split(",")
     parser = OverridesParser.create()
     for key, values in config.hydra.sweeper.params.items():

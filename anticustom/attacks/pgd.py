@@ -56,7 +56,8 @@ class PGD:
     in which it is to be loaded.
 
     Of several surrogates, each moves by the schedule and has its own timesteps and noise;
-    `combination` says how one perturbation climbs against all.
+    `combination` says how one perturbation climbs against all. With `shared_class_images` all
+    preserve the class as the first draws it, as in Anti-DreamBooth's released code.
     """
 
     eps: float
@@ -73,12 +74,14 @@ class PGD:
     transforms: Sequence[str | Countermeasure] = ()
     transform_samples: int = 1
     combination: Combination = field(default_factory=JointLoss)
+    shared_class_images: bool = False
 
     needs_surrogate: ClassVar[bool] = True
 
     @property
     def needs_class_images(self) -> bool:
-        return self.surrogate_schedule.training is not None
+        training = self.surrogate_schedule.training
+        return training is not None and training.preserves_prior
 
     @property
     def loaded_precision(self) -> Precision:
@@ -100,7 +103,10 @@ class PGD:
         Raises FloatingPointError when a loss is not finite.
         """
         schedule = self.surrogate_schedule
-        members = [self._start(inputs, source) for source in inputs.surrogates]
+        members = [
+            self._start(inputs, source, inputs.surrogates[0 if self.shared_class_images else k])
+            for k, source in enumerate(inputs.surrogates)
+        ]
         first, protected = self._resume(inputs, members)
         chunks = Chunks()
         for member, source in zip(members, inputs.surrogates, strict=True):
@@ -121,7 +127,9 @@ class PGD:
             self._keep(inputs, members, iteration + 1, protected)
         return protected.cpu()
 
-    def _start(self, inputs: AttackInputs, source: SurrogateInputs) -> _Member:
+    def _start(
+        self, inputs: AttackInputs, source: SurrogateInputs, of_class: SurrogateInputs
+    ) -> _Member:
         surrogate = surrogates.start(
             self.surrogate_schedule,
             source.model,
@@ -129,7 +137,7 @@ class PGD:
             instance_prompt=self.instance_prompt,
             class_prompt=self.class_prompt,
             clean=inputs.clean_set,
-            class_images=source.class_images if self.needs_class_images else None,
+            class_images=of_class.class_images if self.needs_class_images else None,
             seed=inputs.seed,
         )
         with torch.no_grad(), self._own_precision(source.model):

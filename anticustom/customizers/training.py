@@ -16,12 +16,12 @@ from anticustom.progress import Checkpoint, Progress
 @dataclass
 class CustomizerInputs:
     """What a customizer is given: the model, which becomes the victim, and names and images of
-    photos and class images.
+    photos and class images (None for one without prior preservation).
     """
 
     model: LatentDiffusion
     photos: tuple[tuple[str, ...], Tensor]
-    class_images: tuple[tuple[str, ...], Tensor]
+    class_images: tuple[tuple[str, ...], Tensor] | None
     draws: Draws
     progress: Progress
     checkpoint: Checkpoint
@@ -59,7 +59,7 @@ def train(
 
     losses = trainer.train(
         encode(model, *inputs.photos),
-        encode(model, *inputs.class_images),
+        encode(model, *inputs.class_images) if settings.preserves_prior else None,
         steps,
         inputs.draws,
         "customize",

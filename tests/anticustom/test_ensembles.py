@@ -61,6 +61,31 @@ def test_each_surrogate_follows_its_own_images_under_the_mean_image(aspl, inputs
         assert torch.equal(weights(ours.model), weights(one.model))
 
 
+@pytest.mark.parametrize("name", ["e_fsmg_released", "e_aspl_released"])
+def test_a_released_ensemble_stays_within_its_radius(configured, inputs_for, two, name):
+    words = (*SHORT, "attack.step_size=4", "~attack.others")
+    attack = configured("attack", f"attack={name}", *words)
+    asked = []
+
+    def class_images(k, images):
+        asked.append(k)
+        return images
+
+    members = two()
+    for k, member in enumerate(members):
+        load = member.load_class_images
+        member.load_class_images = lambda k=k, load=load: class_images(k, load())
+    inputs = inputs_for(attack, surrogates=members)
+    before = [weights(member.model).clone() for member in members]
+    change = (attack(inputs) - inputs.photos).abs().amax((1, 2, 3)) * 255
+    # each climbs alone as far as it may; the mean of two that disagree is nearer
+    assert 0.3 * 6.375 < change.min() <= change.max() <= 6.375 + 1e-3
+    for member, weights_before in zip(members, before, strict=True):
+        assert not torch.equal(weights(member.model), weights_before)
+    # the released E-ASPL preserves one folder of class images in all its models
+    assert asked == ([0] if name == "e_aspl_released" else [0, 1])
+
+
 def test_the_joint_loss_is_the_sum_of_both(configured, inputs_for, two):
     """One step moves by the sign of the sum of the gradients, found by hand."""
     from anticustom.draws import draw_batches

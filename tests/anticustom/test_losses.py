@@ -217,6 +217,38 @@ def test_what_the_released_targeted_loss_adds(model, pictures, draw):
     assert (wrapped(images, first)["target"] != plain(images, first)["target"]).all()
 
 
+@pytest.mark.parametrize("wraps", [False, True])
+def test_the_target_of_the_first_timestep(model, pictures, draw, wraps):
+    """What one step leads to is the clean target, or as released the target at its noisiest."""
+    images = pictures(3, 0)
+    first = replace(draw, timesteps=torch.zeros(3, dtype=torch.int64))
+    target = target_latents(model, images).expand(3, -1, -1, -1)
+    last = torch.full((3,), len(model.timesteps) - 1)
+    goal = model.noisy(target, first.noise, last) if wraps else target
+    latents = model.latents(model.posterior(images), first.posterior)
+    noisy = model.noisy(latents, first.noise, first.timesteps)
+    embeddings = model.text_embeddings([PROMPT])
+    prediction = model.predict(noisy, first.timesteps, embeddings)
+    led = model.previous(noisy, prediction, first.timesteps, torch.zeros_like(noisy))
+    found = bound(TargetShift(wraps=wraps), model, images)(images, first)["target"]
+    torch.testing.assert_close(found, -(led - goal).square().mean((1, 2, 3)))
+
+
+def test_a_target_in_bfloat16_is_the_rounded_one(model, pictures, draw):
+    images = pictures(3, 0)
+    whole, rounded = (
+        bound(TargetShift(bfloat16_target=one), model, images)(images, draw)["target"]
+        for one in (False, True)
+    )
+    assert not torch.equal(rounded, whole)
+    torch.testing.assert_close(rounded, whole, rtol=1e-2, atol=1e-3)
+
+
+def target_latents(model, images):
+    posterior = model.posterior(target_image(None, images.shape[-1])[None])
+    return model.latents(posterior, torch.zeros(()))
+
+
 def test_a_target_that_is_no_file_is_refused():
     with pytest.raises(ValueError, match=r"loss\.target=nowhere\.png: no such file"):
         TargetShift(target="nowhere.png")
