@@ -54,7 +54,8 @@ def _without_interval(values: Sequence[float]) -> Estimate | None:
     if len(values) < 2:
         return Estimate(mean=values[0] if values else None, low=None, high=None, n=len(values))
     mean = fmean(values)
-    if np.allclose(values, mean, rtol=1e-9, atol=1e-12):
+    # what the bootstrap, which rounds its means, cannot tell apart either
+    if np.allclose(values, mean, rtol=1e-9, atol=1e-10):
         return Estimate(mean=mean, low=mean, high=mean, n=len(values))
     return None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from experiments.settings_in_use import in_use
 
 OWN = "this project"
+AS_ASSUMED = "as_assumed"
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -30,16 +31,33 @@ class Setting:
     details: str = ""
 
     @property
+    def heading(self) -> str:
+        """Data set, customizer, and what the adversary does besides."""
+        adversary = self.adversary.replace("_", " ")
+        words = [self.dataset, self.customizer, *self._treatment]
+        return ", ".join(words + ([adversary] if self.adversary != AS_ASSUMED else []))
+
+    @property
     def title(self) -> str:
         """One line without data set and customizer, which stand in columns of their own."""
         words = [f"base model {self.base_model}, surrogate {self.surrogate_model}"]
-        words += [f"after {self.countermeasure}"] if self.countermeasure != "none" else []
-        words += [f"{self.clean_photos} of the photos clean"] if self.clean_photos else []
-        words += [self.adversary.replace("_", " ")]
+        words += [*self._treatment, self.adversary.replace("_", " ")]
         words += [f"scored with {self.backbone}"]
         words += [self.details] if self.details else []
         words += [f"imported from {self.source}"] if self.source != OWN else []
         return ", ".join(words)
+
+    @property
+    def _treatment(self) -> list[str]:
+        words = [f"after {self.countermeasure}"] if self.countermeasure != "none" else []
+        return words + ([f"{self.clean_photos} of the photos clean"] if self.clean_photos else [])
+
+    @property
+    def order(self) -> tuple:
+        """Sorts the plain setting of a customizer before all others of it."""
+        treated = self.countermeasure != "none"
+        adverse = self.adversary != AS_ASSUMED
+        return self.dataset, self.customizer, treated, self.clean_photos, adverse, self
 
 
 NAMES = tuple(field.name for field in fields(Setting) if field.name != "details")
@@ -140,11 +158,14 @@ def differences(details: Sequence[Mapping]) -> list[str]:
     first, *second = Counter(texts).most_common(2)
     usual = flat[first[0]] if not second or first[1] > second[0][1] else None
     keys = dict.fromkeys(key for one in flat.values() for key in one)
-    compared = [usual] if usual else list(flat.values())
-    unlike = {
-        text: [key for key in keys if any(other.get(key) != one.get(key) for other in compared)]
-        for text, one in flat.items()
-    }
+    if usual:
+        unlike = {
+            text: [key for key in keys if usual.get(key) != one.get(key)]
+            for text, one in flat.items()
+        }
+    else:
+        apart = [key for key in keys if len({one.get(key) for one in flat.values()}) > 1]
+        unlike = dict.fromkeys(flat, apart)
     told = {
         text: [key for key in own if not any(key.startswith(f"{other}.") for other in own)]
         for text, own in unlike.items()

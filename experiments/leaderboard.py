@@ -8,6 +8,7 @@ import csv
 import io
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -43,7 +44,8 @@ READING = (
     "1 - 2^(1-n) of all cases: 50, 75, 87.5 and 94 % for n = 2, 3, 4 and 5. This goes for cells "
     "with (n=2) to (n=5) too.",
     "Identity retention ranks: 0 means that the customized model draws strangers, 1 the person as "
-    "unseen photos show them. `noise` is the placebo that a method must beat; `none` is the same "
+    "unseen photos show them; below 0 it draws what is less like the person than strangers are, "
+    "often no face at all. `noise` is the placebo that a method must beat; `none` is the same "
     "adversary on unprotected photos, which have no budget, beside each budget.",
     "Methods are compared within a setting and budget only. The columns against the placebo and "
     "against the best are differences of identity retention, the row's less the other's, over the "
@@ -60,6 +62,9 @@ READING = (
     "ISM is over detected faces: read it with FDFR, the share of images without a face, and with "
     "ISM where those count as 0. Scores of different face recognizers (in brackets) do not "
     "compare.",
+    "A command ends with the same bytes on one kind of processor. On another it ends otherwise, as "
+    "with another seed; so differences between rows of several kinds hold what that does, too. "
+    "Where a group's rows are of several, it says which; `none` is then the mean of them.",
 )
 ASIDE = "on fewer or other identities: means do not compare with those above, nor with one another"
 
@@ -88,16 +93,27 @@ def _readme(rows: Sequence[Row], count: int, drawn: Mapping[str, tuple[str, str]
         return "\n\n".join([*blocks, "**There are no records yet.**"]) + "\n"
     blocks += [f"{count} records.", "\n".join(f"- {line}" for line in READING)]
     for setting in dict.fromkeys(row.configuration.setting for row in rows):
-        blocks.append(f"## {setting.dataset}, {setting.customizer}\n{setting.title}")
+        blocks.append(f"## {setting.heading}\n{setting.title}")
         of = [row for row in rows if row.configuration.setting == setting]
         for eps in dict.fromkeys(row.configuration.eps for row in of):
             group = [row for row in of if row.configuration.eps == eps]
             blocks.append(f"eps {eps:g}:\n\n{_table([row for row in group if row.comparable])}")
             if others := [row for row in group if not row.comparable]:
                 blocks.append(f"eps {eps:g}, {ASIDE}:\n\n{_table(others)}")
+            blocks += _made_on(group)
     for name, (title, _) in drawn.items():
         blocks.append(f"![{title}]({name})\n\n{title}")
     return "\n\n".join(blocks) + "\n"
+
+
+def _made_on(rows: Sequence[Row]) -> list[str]:
+    """Which processors made which rows, where they are not the same for all."""
+    methods: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        methods["; ".join(row.processors)].append(f"`{row.configuration.method}`")
+    if len(methods) < 2:
+        return []
+    return ["Computed on " + ", on ".join(f"{on}: {', '.join(of)}" for on, of in methods.items())]
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -120,6 +136,7 @@ def _scores(rows: Sequence[Row]) -> str:
     shown, compared = columns(rows, METRICS), differences(rows)
     ends = ("mean", "low", "high", "n")
     headings = [*settings, "eps", "method", "rank", "unranked", "comparable", "identities", "seeds"]
+    headings.append("processors")
     headings += [f"{column.name} {end}" for column in shown for end in ends]
     headings += [f"{column.name} {end}" for column in compared for end in (*ends, "p_value")]
     lines = []
@@ -129,6 +146,7 @@ def _scores(rows: Sequence[Row]) -> str:
         line = [getattr(configuration.setting, name) for name in settings]
         line += [f"{eps:g}", configuration.method, row.rank, row.unranked]
         line += ["yes" if row.comparable else "no", len(row.identities), row.seeds]
+        line.append("; ".join(row.processors))
         for column in shown:
             line += [getattr(column.of(row), end, None) for end in ends]
         for column in compared:

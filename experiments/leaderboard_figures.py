@@ -63,8 +63,8 @@ def _comparable(rows: Sequence[Row]) -> list[Row]:
     differences between methods.
     """
     protected = [row for row in rows if not is_unprotected(row.configuration)]
-    usual = usual_people(row.identities for row in protected or rows)
-    return [row for row in rows if row.identities == usual]
+    usual = usual_people(row.runs for row in protected or rows)
+    return [row for row in rows if row.runs == usual]
 
 
 def _score(backbone: str) -> str:

@@ -78,6 +78,7 @@ def _entry(
         "comparable": row.comparable,
         "scores": [(mean, column.text(row)) for mean, column in zip(means, shown, strict=True)],
         "picture": _picture(row, found, pictures),
+        "processors": "; ".join(row.processors),
         "people": ", ".join(row.identities),
         "commands": list(dict.fromkeys(one["command"] for one in members if "command" in one)),
         "imported": sorted(

@@ -11,6 +11,7 @@ from experiments.configurations import Configuration, Setting
 UNPROTECTED = "none"
 FEWEST = 10  # identities: a signed-rank test of 7 cannot reach p = 0.01 however they differ
 
+Runs = tuple[tuple[str, tuple[int, ...]], ...]  # identities, each with its seeds
 Values = Mapping[str, Mapping[str, float | None]]  # of each metric, by identity
 
 
@@ -21,10 +22,16 @@ class Sample:
     configuration: Configuration
     records: tuple[str, ...]
     runs: Mapping[str, Mapping[int, Mapping[str, float | None]]]
+    processors: tuple[str, ...] = ()
 
     @property
     def identities(self) -> tuple[str, ...]:
         return tuple(sorted(self.runs, key=natural))
+
+    @property
+    def runs_of(self) -> Runs:
+        """Identities and seeds: means over others do not compare."""
+        return tuple((identity, tuple(sorted(self.runs[identity]))) for identity in self.identities)
 
     @property
     def seeds(self) -> int:
@@ -34,11 +41,8 @@ class Sample:
         """The score of each identity, averaged over its seeds."""
         found: dict[str, dict[str, float | None]] = defaultdict(dict)
         for identity in self.identities:
-            runs = list(self.runs[identity].values())
-            for metric in METRICS:
-                if any(metric in run for run in runs):
-                    present = [run[metric] for run in runs if run.get(metric) is not None]
-                    found[metric][identity] = fmean(present) if present else None
+            for metric, value in _mean(list(self.runs[identity].values())).items():
+                found[metric][identity] = value
         return found
 
 
@@ -51,9 +55,9 @@ def is_unprotected(configuration: Configuration) -> bool:
     return configuration.method.split(" ")[0] == UNPROTECTED
 
 
-def usual_people(people: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the identities that most of the rows with these have; where any row has enough to be
-    ranked, most of such rows.
+def usual_people(people: Iterable[tuple]) -> tuple:
+    """Return the identities, or identities with their seeds, that most of the rows with these have;
+    where any row has enough to be ranked, most of such rows.
     """
     rows = Counter(people)
     return max(rows, key=lambda of: (len(of) >= FEWEST, rows[of], len(of), of), default=())
@@ -83,7 +87,7 @@ def groups(
     for name in sorted(records):
         members[found[name]].append(name)
     settings: dict[Setting, list[Configuration]] = defaultdict(list)
-    for configuration in sorted(members):
+    for configuration in sorted(members, key=lambda one: (one.setting.order, one)):
         settings[configuration.setting].append(configuration)
     for setting, configured in settings.items():
         budgets: dict[float, list[Sample]] = defaultdict(list)
@@ -94,8 +98,12 @@ def groups(
         own = {name for one in configured if is_unprotected(one) for name in members[one]}
         clean = _unprotected(setting, names, own, records)
         for eps in sorted(budgets):
-            usual = usual_people(sample.identities for sample in budgets[eps])
-            runs = {person: clean.runs[person] for person in usual if person in clean.runs}
+            usual = usual_people(sample.runs_of for sample in budgets[eps])
+            runs = {
+                person: {seed: clean.runs[person][seed] for seed in seeds}
+                for person, seeds in usual
+                if set(seeds) <= set(clean.runs.get(person, ()))
+            }
             beside = replace(clean.configuration, eps=eps)
             twin = replace(clean, configuration=beside, runs=runs)
             yield [*budgets[eps], twin] if runs else budgets[eps]
@@ -107,22 +115,53 @@ def _protected(configuration: Configuration, names: Sequence[str], records: Mapp
     runs: dict[str, dict] = defaultdict(dict)
     for name in names:
         runs[records[name]["identity"]][records[name]["seed"]] = _scores(records[name], "protected")
-    return Sample(configuration, tuple(names), runs)
+    return Sample(configuration, tuple(names), runs, _processors(names, records, "protected"))
 
 
 def _unprotected(setting: Setting, names: Sequence[str], own: Set[str], records: Mapping) -> Sample:
-    """The unprotected arms of all records of a setting: one victim, whatever its photos' twins
-    were protected with.
+    """The unprotected arms of all records of a setting: one victim of each person and seed,
+    whatever its photos' twins were protected with; where processors made it otherwise, their mean.
     """
-    runs: dict[str, dict] = defaultdict(dict)
-    used = []
+    arms: dict[tuple[str, int], dict[tuple, str]] = defaultdict(dict)
     for name in sorted(names, key=lambda name: name not in own):
         record = records[name]
         arm = "protected" if name in own else "unprotected"
-        if arm in record["scores"] and record["seed"] not in runs[record["identity"]]:
-            runs[record["identity"]][record["seed"]] = _scores(record, arm)
-            used.append(name)
-    return Sample(Configuration(setting=setting, eps=0.0, method=UNPROTECTED), tuple(used), runs)
+        if arm in record["scores"]:
+            scores = tuple(_scores(record, arm).items())
+            arms[record["identity"], record["seed"]].setdefault(scores, name)
+    runs: dict[str, dict] = defaultdict(dict)
+    for (identity, seed), distinct in arms.items():
+        runs[identity][seed] = _mean([dict(scores) for scores in distinct])
+    used = tuple(dict.fromkeys(name for distinct in arms.values() for name in distinct.values()))
+    configuration = Configuration(setting=setting, eps=0.0, method=UNPROTECTED)
+    return Sample(configuration, used, runs, _processors(used, records, "unprotected"))
+
+
+def _mean(scores: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of each score over those that have it."""
+    found = {}
+    for metric in METRICS:
+        if any(metric in one for one in scores):
+            present = [one[metric] for one in scores if one.get(metric) is not None]
+            found[metric] = fmean(present) if present else None
+    return found
+
+
+def _processors(names: Sequence[str], records: Mapping, arm: str) -> tuple[str, ...]:
+    """The processors that made an arm of records, as far as they tell."""
+    found = set()
+    for name in names:
+        record = records[name]
+        known = record.get("processors")
+        if known and arm == "protected":
+            found |= {known["protect"], known[arm]}
+        elif known:
+            found.add(known[arm])
+        elif "machine" in record:  # before the kind was recorded
+            machine = record["machine"]
+            name_of = machine.get("gpu") or machine.get("cpu")
+            found.add(f"{name_of}, kind not recorded" if name_of else "not recorded")
+    return tuple(sorted(found))
 
 
 def _scores(record: Mapping, arm: str) -> dict[str, float | None]:

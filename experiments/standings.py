@@ -6,7 +6,15 @@ from dataclasses import dataclass, replace
 from eval.metrics import METRICS
 from eval.statistics import Estimate, estimates, holm, signed_rank_p_values
 from experiments.configurations import Configuration, configurations
-from experiments.samples import FEWEST, Sample, groups, is_unprotected, twins, usual_people
+from experiments.samples import (
+    FEWEST,
+    Runs,
+    Sample,
+    groups,
+    is_unprotected,
+    twins,
+    usual_people,
+)
 
 SCORE = "identity_retention"  # what ranks
 PLACEBO = "noise"
@@ -36,19 +44,25 @@ class Test:
 class Row:
     """A method at a budget in a setting. `unranked` is the reason why it has no rank, or empty.
 
-    The means of a row that is not `comparable` are over other people than those of the others.
+    The means of a row that is not `comparable` are over other people or seeds than those of the
+    others.
     """
 
     configuration: Configuration
     records: tuple[str, ...]
-    identities: tuple[str, ...]
+    runs: Runs
     seeds: int
     scores: Mapping[str, Estimate]
     comparable: bool = True
     rank: int | None = None
     unranked: str = ""
+    processors: tuple[str, ...] = ()
     against_placebo: Test | None = None
     against_best: Test | None = None
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        return tuple(identity for identity, _ in self.runs)
 
     @property
     def score(self) -> Estimate:
@@ -89,8 +103,9 @@ def _row(sample: Sample, scores: Mapping[str, Estimate]) -> Row:
     return Row(
         configuration=sample.configuration,
         records=sample.records,
-        identities=sample.identities,
+        runs=sample.runs_of,
         seeds=sample.seeds,
+        processors=sample.processors,
         scores=scores,
     )
 
@@ -98,12 +113,14 @@ def _row(sample: Sample, scores: Mapping[str, Estimate]) -> Row:
 def _ranked(rows: Sequence[Row], values: Sequence[Scored]) -> list[Row]:
     """The rows of a group in their order, with ranks and tests; `values` of each row."""
     protected = [i for i, row in enumerate(rows) if not is_unprotected(row.configuration)]
-    usual = usual_people(rows[i].identities for i in protected or range(len(rows)))
-    rows = [replace(row, comparable=row.identities == usual) for row in rows]
+    usual = usual_people(rows[i].runs for i in protected or range(len(rows)))
+    rows = [replace(row, comparable=row.runs == usual) for row in rows]
     reasons = {i: _reason(row) for i, row in enumerate(rows)}
     order = sorted(reasons, key=lambda i: _best_first(rows[i]))
     fit = [i for i in order if not reasons[i]]
-    placebo = next((i for i in order if rows[i].configuration.method == PLACEBO), None)
+    # of several variants the one of that very name, else the one that protects best
+    placebos = [i for i in order if rows[i].configuration.method.split(" (")[0] == PLACEBO]
+    placebo = min(placebos, key=lambda i: rows[i].configuration.method != PLACEBO, default=None)
     opponents = dict(zip(TESTS, (placebo, fit[0] if fit else None), strict=True))
     tests = {name: _tests(protected, fit, other, values) for name, other in opponents.items()}
     if fit and (reason := _undecidable(len(fit), max(rows[i].score.n for i in fit))):
@@ -129,7 +146,7 @@ def _reason(row: Row) -> str:
         return f"no {SCORE.replace('_', ' ')}"
     if row.score.n < FEWEST:
         return f"fewer than {FEWEST} identities"
-    return "" if row.comparable else "other identities"
+    return "" if row.comparable else "other identities or seeds"
 
 
 def _undecidable(methods: int, identities: int) -> str:

@@ -1,4 +1,6 @@
-from experiments.configurations import configurations
+import time
+
+from experiments.configurations import configurations, differences
 
 
 def of(records):
@@ -101,3 +103,17 @@ def test_an_option_that_came_later_and_is_not_in_use_tells_nothing_apart(made_up
     found = of([made_up(config={"attack": attack}), made_up(config=later), made_up(config=used)])
     assert found["0"] == found["1"]
     assert found["2"].method == "simac (draws_per_step=4)"
+
+
+def test_time_grows_with_the_number_of_methods_alone():
+    """Of many methods that all differ, each is compared with what all have, not with each other."""
+
+    def took(count: int) -> float:
+        details = [{"a": {"b": str(k)}, "c": str(k % 7)} for k in range(count)]
+        started = time.process_time()
+        words = differences(details)
+        assert len(set(words)) == count
+        return time.process_time() - started
+
+    took(10)
+    assert took(4000) < 20 * max(took(400), 0.005)  # quadratic would be 100 times

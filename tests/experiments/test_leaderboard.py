@@ -106,6 +106,33 @@ def test_rows_on_other_people_have_a_table_of_their_own(benchmark_of):
     ]
 
 
+def test_rows_of_several_processors_say_so(benchmark_of):
+    found = benchmark_of({"noise": 0, "aspl": 0.2, "simac": 0.3})
+    for record in found.values():
+        kind = "B" if record["attack"] == "simac" else "A"
+        record["processors"] = dict.fromkeys(("protect", "unprotected", "protected"), kind)
+    text = leaderboard(found, {})["README.md"]
+    assert "Computed on B: `simac`, on A: `aspl`, `noise`, `none`" in text
+    for record in found.values():
+        record["processors"] = dict.fromkeys(record["processors"], "A")
+    assert "Computed on" not in leaderboard(found, {})["README.md"]
+
+
+def test_the_plain_setting_comes_before_what_the_adversary_does_besides(benchmark_of):
+    plain, blurred, other = (
+        benchmark_of({"noise": 0.0}, identities=2, **of)
+        for of in ({}, {"countermeasure": "blur"}, {"adversary": "all_other"})
+    )
+    sets = {"a": blurred, "b": other, "c": plain}
+    found = {f"{k}_{name}": r for k, of in sets.items() for name, r in of.items()}
+    lines = leaderboard(found, {})["README.md"].splitlines()
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## portraits, dreambooth",
+        "## portraits, dreambooth, all other",
+        "## portraits, dreambooth, after blur",
+    ]
+
+
 def test_reading_says_what_misleads(files):
     for name in ("README.md", "index.html"):
         text = files[name]

@@ -89,7 +89,7 @@ def test_rows_on_other_people_come_last_and_have_no_rank(benchmark_of):
         ("noise", True, ""),
         ("none", True, "no protection"),
         ("aspl", False, "fewer than 10 identities"),
-        ("fsmg", False, "other identities"),
+        ("fsmg", False, "other identities or seeds"),
     ]
     # what compares it is the paired difference, over those whom both have
     few = rows[3].against_placebo
@@ -183,7 +183,7 @@ def test_methods_without_the_ranking_score_or_shared_identities(made_up):
     rows = by_method(standings(old | one | two))
     assert rows["aspl"].unranked == "no identity retention"
     assert (rows["simac"].rank, rows["simac"].comparable) == (1, True)
-    assert rows["fsmg"].unranked == "other identities"
+    assert rows["fsmg"].unranked == "other identities or seeds"
     assert rows["fsmg"].against_best is None  # nobody is in both
 
 
@@ -210,3 +210,51 @@ def test_the_order_of_records_changes_nothing(benchmark_of):
     random.Random(0).shuffle(shuffled)
     assert standings(dict(shuffled)) == standings(json.loads(json.dumps(records)))
     assert standings({}) == []
+
+
+def test_means_over_other_seeds_do_not_compare(benchmark_of):
+    records = benchmark_of({"noise": 0.0, "aspl": 0.2, "simac": 0.3})
+    for record in records.values():
+        record["seed"] = int(record["attack"] == "simac")
+    rows = by_method(standings(records))
+    found = {method: (row.comparable, row.unranked) for method, row in rows.items()}
+    assert found == {
+        "noise": (True, ""),
+        "aspl": (True, ""),
+        "none": (True, "no protection"),
+        "simac": (False, "other identities or seeds"),
+    }
+
+
+def test_a_variant_of_the_placebo_is_the_placebo_where_none_is_plain(benchmark_of):
+    records = benchmark_of({"noise": 0.0, "simac": 0.3})
+    twice = {f"other_{name}": json.loads(json.dumps(r)) for name, r in records.items()}
+    for record in twice.values():
+        record["config"]["attack"] |= {"signs": 2}
+        if record["attack"] == "noise":  # protects a little more
+            record["scores"]["protected"]["identity_retention"] -= 0.1
+    twice = {name: record for name, record in twice.items() if record["attack"] == "noise"}
+    rows = by_method(standings(records | twice))
+    assert set(rows) == {"noise (signs=none)", "noise (signs=2)", "simac", "none"}
+    assert rows["simac"].against_placebo.mean.mean == pytest.approx(-0.2, abs=0.02)
+    assert rows["noise (signs=2)"].against_placebo is None
+
+
+def test_an_unprotected_victim_that_processors_made_otherwise_is_their_mean(made_up):
+    def of(attack, unprotected, processor):
+        on = dict.fromkeys(("protect", "unprotected", "protected"), processor)
+        return made_up(0.2, attack=attack, unprotected=unprotected, processors=on)
+
+    records = {
+        "a": of("noise", 0.5, "A"),
+        "b": of("aspl", 0.5, "A"),
+        "c": of("simac", 0.7, "B"),
+    }
+    rows = by_method(standings(records))
+    assert rows["none"].score.mean == pytest.approx(0.6)
+    assert rows["none"].records == ("b", "c")
+    assert rows["none"].processors == ("A", "B")
+    assert (rows["aspl"].processors, rows["simac"].processors) == (("A",), ("B",))
+    del records["c"]["processors"]
+    records["c"]["machine"] = {"cpu": "An Old One", "gpu": None}
+    assert by_method(standings(records))["simac"].processors == ("An Old One, kind not recorded",)
