@@ -11,8 +11,8 @@ from eval.face_quality import SCALING, generator_for, scaled, ser_fiq_raw
 from eval.faces import Face, FaceReader
 from eval.identity import failures_as_0, fdfr, over_detected, reference_embedding, similarity
 from eval.image_files import read_image
-from eval.image_quality import Brisque, PyIQA
-from eval.recognizers import Recognizer, load_recognizer, require_backbone
+from eval.image_quality import LIVE, Brisque, PyIQA
+from eval.recognizers import Recognizer, load_recognizer, require_backbone, weights_of
 
 # columns of a row that are no scores to average
 ROW_LABELS = ("prompt", "image", "face_found", "face_probability")
@@ -31,6 +31,13 @@ class Scorer:
     def __post_init__(self) -> None:
         require_backbone(self.backbone)
         _ = self._pyiqa  # refuses a metric that cannot be loaded now, not after hours of training
+
+    @property
+    def weights(self) -> list[Path]:
+        """The files of the weights that decide the scores, but for those in packages (the face
+        detector's) and those that pyiqa keeps.
+        """
+        return [weights_of(self.backbone), *([LIVE] if self.brisque else [])]
 
     def __call__(
         self, gallery: Mapping[str, Sequence[Path]], reference: Sequence[Path]

@@ -13,13 +13,14 @@ from eval.recognizers import WEIGHTS
 
 # What an image without any texture scores: the worst end of the nominal range 0..100.
 FLAT = 100.0
+LIVE = WEIGHTS / "brisque_live.safetensors"
 
 
 class Brisque:
     """BRISQUE (Mittal et al. 2012) by pyiqa's implementation, with its authors' LIVE model."""
 
     def __init__(self) -> None:
-        self.model = load_file(WEIGHTS / "brisque_live.safetensors")
+        self.model = load_file(LIVE)
 
     def __call__(self, image: Tensor) -> float:
         """Return the score of one image, float32 (3, h, w) in [0, 1], at its full size.

@@ -43,6 +43,11 @@ def require_backbone(name: str) -> None:
         )
 
 
+def weights_of(name: str) -> Path:
+    """Return the file of the weights of the recognizer `name`."""
+    return WEIGHTS / "sface.safetensors" if name == "sface" else _facenet_file()
+
+
 def load_recognizer(name: str, device: torch.device | str = "cpu") -> Recognizer:
     """Return the recognizer `sface` or `facenet`; raises as `require_backbone`."""
     require_backbone(name)
@@ -55,7 +60,7 @@ def load_recognizer(name: str, device: torch.device | str = "cpu") -> Recognizer
 def _load_sface() -> Recognizer:
     """SFace (arXiv 2205.12010) on a MobileNet: 128-d embeddings; see weights/README.md."""
     network = _mobilenet()
-    stored = load_file(WEIGHTS / "sface.safetensors")
+    stored = load_file(weights_of("sface"))
     network.load_state_dict(
         {
             name: stored[name] if name in stored else _dequantized(stored, name, tensor.shape)

@@ -16,6 +16,7 @@ from experiments.photo_files import photo_files
 from experiments.provenance import computed_on, highest, machine, versions
 from experiments.scores import Scores
 from experiments.settings_in_use import effective, in_use
+from experiments.stages import VERSIONS
 from experiments.store import Artifact, key_of, safe_name
 from experiments.tables import setting
 from experiments.terminal import say
@@ -83,6 +84,7 @@ def publish(
         **facts["digests"],
         "photos": {letter: getattr(identity, f"set_{letter}").digest for letter in "ABC"},
         "protected": outcome.protected.digest,
+        "scorer": scores.digests,
         **{f"gallery_{arm}": outcome.galleries[arm].digest for arm in ARMS},
     }
     key = key_of_record(facts, digests)
@@ -115,7 +117,7 @@ def key_of_record(facts: Mapping, digests: Mapping) -> str:
         decisive["countermeasure"] = {
             k: v for k, v in config["countermeasure"].items() if k != "model"
         }
-    inputs = {"digests": digests, "config": decisive}
+    inputs = {"digests": digests, "config": decisive, "eval": VERSIONS["eval"]}
     if facts["adversary"] != "as_assumed":  # which may compose what a command line does too
         inputs["adversary"] = facts["adversary"]
     return key_of("record", records.SCHEMA_VERSION, inputs)

@@ -10,13 +10,14 @@ from eval.gallery import summarize
 from eval.identity import failures_as_0, identity_retention
 from eval.perceptibility import perceptibility
 from experiments.checkpoints import TimedCheckpoint
+from experiments.provenance import digest_of_file
 from experiments.stages import Stages
 from experiments.store import Artifact
 
 
 class Scores:
-    """Scores galleries of an identity with the configured scorer; `seconds` adds up what the
-    scoring took.
+    """Scores galleries of an identity with the configured scorer; `digests` are of its weights,
+    `seconds` adds up what the scoring took.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class Scores:
     ):
         self.stages, self.scorer, self.metrics = stages, scorer, dict(metrics)
         self.identity, self.photos = identity, photos
+        self.digests = {file.name: digest_of_file(file) for file in scorer.weights}
         self.seconds = 0.0
 
     def check_reference(self) -> None:
@@ -83,6 +85,7 @@ class Scores:
     def _stored(self, kind: str, what: str, digest: str, measure: Callable[[], Any]) -> Any:
         reference = {k: getattr(self.identity, f"set_{k}").digest for k in "AB"}
         inputs = {"score": kind, "images": digest, "reference": reference, "metrics": self.metrics}
+        inputs |= {"weights": self.digests}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             (folder / "scores.json").write_text(json.dumps(measure()))
