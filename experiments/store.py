@@ -5,6 +5,7 @@ last. Work in progress lives beside it in `.<unit>.work`: `files` becomes the ar
 `checkpoint` survives a kill, so that the same call goes on where it stopped.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -139,6 +140,11 @@ def _read(final: Path, folder: Path | None = None) -> tuple[Artifact | None, str
     folder = folder or final
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest.pop("seal", None) not in (
+            None,
+            _seal_of(manifest),
+        ):  # none: of a former version
+            return None, f"the content of {MANIFEST} has changed"
         place = [manifest["stage"], manifest["key"], safe_name(manifest["unit"])]
         if place != [final.parent.parent.name, final.parent.name, final.name]:
             return None, f"its manifest is that of {'/'.join(place)}"
@@ -151,9 +157,14 @@ def _read(final: Path, folder: Path | None = None) -> tuple[Artifact | None, str
             if doubtful and digest_of_file(folder / name) != entry["sha256"]:
                 return None, f"the content of {name} has changed"
     except FileNotFoundError as error:
-        return None, f"{Path(error.filename).name} is missing" if folder.exists() else ""
-    except (NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        there = folder.exists() or folder.is_symlink()
+        return None, f"{Path(error.filename).name} is missing" if there else ""
+    except (NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None, f"{MANIFEST} is not readable"
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return None, f"{Path(error.filename).name} is a link to itself"
     return Artifact(folder, manifest), ""
 
 
@@ -204,7 +215,13 @@ def _seal(files: Path, manifest: dict) -> None:
                 "mtime_ns": status.st_mtime_ns,
             }
     manifest |= {"files": entries, "versions": versions(), "created_at": _now()}
+    manifest |= {"seal": _seal_of(manifest)}
     atomic_write(files / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def _seal_of(manifest: Mapping) -> str:
+    """SHA-256 of what a manifest says, whatever its layout."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _discard_older_work(final: Path, artifact: Artifact | None) -> None:

@@ -116,6 +116,15 @@ def write_two(folder, checkpoint):
     return {"seconds": 1.5}
 
 
+def edited(manifest: Path) -> None:
+    manifest.write_text(manifest.read_text().replace('"seconds": 1.5', '"seconds": 1.4'))
+
+
+def replaced(file: Path) -> Path:
+    file.unlink()
+    return file
+
+
 def refuse(folder, checkpoint):
     raise AssertionError("built although the artifact was there")
 
@@ -195,6 +204,10 @@ def test_digest_follows_content_and_names_only(tmp_path):
         (lambda p: (p / "manifest.json").write_text("{"), "manifest.json is not readable"),
         (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json is not readable"),
         (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda p: edited(p / "manifest.json"), "content of manifest.json has changed"),
+        (lambda p: replaced(p / "a.png").symlink_to("a.png"), "a.png is a link to itself"),
+        (lambda p: replaced(p / "a.png").symlink_to("nowhere"), "a.png is missing"),
+        (lambda p: replaced(p / "manifest.json").mkdir(), "manifest.json is not readable"),
     ],
 )
 def test_damaged_artifact_is_set_aside_and_made_again(tmp_path, caplog, harm, reason):
@@ -349,3 +362,14 @@ def test_manifest_is_plain_json(tmp_path):
     path = Store(tmp_path).make("protect", "k", "ann", write_two, inputs={}).path
     manifest = json.loads((path / "manifest.json").read_text())
     assert list(manifest)[:5] == ["stage", "key", "unit", "inputs", "facts"]
+
+
+def test_a_dangling_link_in_the_place_of_an_artifact_is_set_aside(tmp_path, caplog):
+    store = Store(tmp_path)
+    path = store.make("protect", "k", "ann", write_two, inputs={}).path
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "nowhere")
+    assert store.make("protect", "k", "ann", write_two, inputs={}).files[0].read_bytes() == b"first"
+    assert path.is_dir()
+    assert not path.is_symlink()
+    assert "manifest.json is missing" in caplog.text
