@@ -164,12 +164,12 @@ class Alternating:
 
     @contextlib.contextmanager
     def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
-        tensors, _ = surrogate.trainer.state()
+        before = None if self.keep_clean_training else surrogate.trainer.state()[0]
         self._train(surrogate, surrogate.clean, iteration, "clean", progress)
         yield
-        if not self.keep_clean_training:
+        if before is not None:
             _, places = surrogate.trainer.state()
-            surrogate.trainer.restore(tensors, places)
+            surrogate.trainer.restore(before, places)
 
     def follow(self, surrogate, iteration, names, protected, progress):
         photos = encode(surrogate.model, names, protected)

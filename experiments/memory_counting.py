@@ -4,6 +4,7 @@ their models.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,11 @@ def bytes_to_protect(attack: Any, models: Sequence[LatentDiffusion]) -> float:
     if not isinstance(attack, PGD):
         return fixed
     for model in models:
-        working = max(working, _kept_for_gradients(model, lambda m=model: _perturbed(attack, m)))
+        loaded = _weights(model)
+        with attack.own_precision(model):
+            computing = _weights(model)  # beside those that were loaded, if they differ
+            kept = _kept_for_gradients(model, partial(_perturbed, attack, model))
+        working = max(working, kept + (computing if computing != loaded else 0.0))
     for model in models:
         if training := _of_surrogate(attack.surrogate_schedule, model):
             fixed += training.bytes
@@ -86,7 +91,7 @@ def bytes_to_protect(attack: Any, models: Sequence[LatentDiffusion]) -> float:
 def _of_surrogate(schedule: SurrogateSchedule, model: LatentDiffusion) -> Training | None:
     if schedule.training is None:
         return None
-    kept = isinstance(schedule, Alternating)
+    kept = isinstance(schedule, Alternating) and not schedule.keep_clean_training
     if own := schedule.adapters:
         return of_adapters(schedule.training, model, own.unet_layers, own.rank, kept=kept)
     return of_weights(schedule.training, all_weights(model), kept=kept)

@@ -140,10 +140,8 @@ def _read(final: Path, folder: Path | None = None) -> tuple[Artifact | None, str
     folder = folder or final
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest.pop("seal", None) not in (
-            None,
-            _seal_of(manifest),
-        ):  # none: of a former version
+        seal = manifest.pop("seal", None)
+        if seal and seal != _seal_of(manifest):  # a former version set none
             return None, f"the content of {MANIFEST} has changed"
         place = [manifest["stage"], manifest["key"], safe_name(manifest["unit"])]
         if place != [final.parent.parent.name, final.parent.name, final.name]:

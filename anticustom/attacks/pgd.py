@@ -140,15 +140,16 @@ class PGD:
             class_images=of_class.class_images if self.needs_class_images else None,
             seed=inputs.seed,
         )
-        with torch.no_grad(), self._own_precision(source.model):
+        with torch.no_grad(), self.own_precision(source.model):
             clean = source.model.posterior(inputs.photos.to(source.model.device))
         return _Member(surrogate, [], clean)
 
-    def _own_precision(self, model: LatentDiffusion) -> AbstractContextManager[None]:
+    def own_precision(self, model: LatentDiffusion) -> AbstractContextManager[None]:
+        """Let a surrogate compute meanwhile as the steps do, however it was loaded."""
         return model.computing_in(self.precision if self.training_precision else None)
 
     def _allowed(self, inputs: AttackInputs, source: SurrogateInputs) -> list[Tensor]:
-        with self._own_precision(source.model):
+        with self.own_precision(source.model):
             return self.timestep_policy.allowed(
                 source.model,
                 inputs.photos.to(source.model.device),
@@ -167,7 +168,7 @@ class PGD:
         steps = partial(self._ascend, inputs, iteration, members, images)
         with ExitStack() as computing:
             for member in members:
-                computing.enter_context(self._own_precision(member.surrogate.model))
+                computing.enter_context(self.own_precision(member.surrogate.model))
             return torch.cat(chunks(steps, len(images)))
 
     def _ascend(

@@ -41,6 +41,28 @@ def test_aspl_puts_the_surrogate_back_after_each_phase(preset, inputs_for, name)
         assert changed(before, weights(model))
 
 
+def test_a_surrogate_may_keep_what_it_learns_of_the_clean_set(preset, inputs_for):
+    attack = preset("aspl_lora_released")
+    inputs = inputs_for(attack)
+    source, schedule = inputs.surrogates[0], attack.surrogate_schedule
+    surrogate = start(
+        schedule,
+        source.model,
+        source.draws,
+        clean=inputs.clean_set,
+        class_images=source.class_images,
+        seed=0,
+        **PROMPTS,
+    )
+    before = weights(source.model)
+    with schedule.attackable(surrogate, 0, silent):
+        during = weights(source.model)
+    learned = changed(before, during)
+    assert learned
+    assert all("lora_" in name for name in learned)
+    assert changed(during, weights(source.model)) == set()
+
+
 def test_fsmg_fits_the_surrogate_once_and_keeps_it(inputs_for):
     schedule = FittedFirst(training=FineTuning(learning_rate=1e-3), training_steps=2, iterations=2)
     inputs, reports = inputs_for(schedule), Reports()

@@ -111,6 +111,23 @@ def test_adapters_are_counted_as_they_are():
     assert counted.count == sum(p.numel() for p in add_adapters(model, layers, 4, 0))
 
 
+def test_steps_are_counted_in_their_own_precision():
+    """Whatever the surrogate trains in and was loaded in."""
+    folders = {"surrogate_model": diffusion.EMBEDDED / "tiny"}
+
+    def taken(*words: str) -> float:
+        return memory.stage_bytes("protect", composed("attack=advdm", *words), folders)
+
+    def split(steps: str, training: str) -> float:
+        return taken(f"attack.precision={steps}", f"+attack.training_precision={training}")
+
+    mixed, whole = (taken(f"attack.precision={one}") for one in ("mixed", "float32"))
+    assert mixed != whole
+    assert (split("float32", "mixed"), split("mixed", "float32")) == (whole, mixed)
+    rounded = taken("attack.precision=bfloat16")
+    assert rounded < split("bfloat16", "float32")  # the rounded weights beside the others
+
+
 def test_of_an_attack_with_a_loop_of_its_own_the_models_are_counted():
     model = diffusion.load("tiny")
     counted = memory_counting.bytes_to_protect(object(), [model, model])
