@@ -23,7 +23,7 @@ from experiments.composing import composed
 from experiments.devices import chosen_device
 from experiments.disk import atomic_write
 from experiments.fitting import size_of_all
-from experiments.models import Model
+from experiments.models import Model, surrogate_precision
 from experiments.pipeline import build, model_of, without
 from experiments.sampling import sample
 from experiments.stages import draws_owner
@@ -109,9 +109,10 @@ def attacked(
     nodes |= {f"attack.others.{k}": node for k, node in config.attack.get("others", {}).items()}
     models = {key: model_of(node) for key, node in nodes.items()}
     size_of_all(models)
+    needed = models if attack.needs_surrogate else ()
 
     def surrogate(number: int, key: str) -> SurrogateInputs:
-        network = models[key].load(attack.loaded_precision, config.device)
+        network = models[key].load(surrogate_precision(config.attack), config.device)
         owner = draws_owner(subject.identity, number)
 
         def class_images() -> tuple[tuple[str, ...], Tensor]:
@@ -130,7 +131,7 @@ def attacked(
             photos=subject.photos.images,
             seed=config.seed,
             clean_set=(subject.reference.names, subject.reference.images),
-            surrogates=[surrogate(*pair) for pair in enumerate(models)],
+            surrogates=[surrogate(*pair) for pair in enumerate(needed)],
             progress=progress,
             checkpoint=checkpoint or NoCheckpoint(),
         )

@@ -13,6 +13,7 @@ from experiments.memory_counting import (
     counting,
     fake_model,
 )
+from experiments.models import surrogate_precision
 from experiments.settings import Refused
 
 PRESETS = Path(__file__).parents[1] / "conf" / "memory"
@@ -66,7 +67,7 @@ def stage_bytes(stage: str, config: DictConfig, folders: Mapping[str, Path]) -> 
         if not attack.needs_surrogate:
             return 0.0
         surrogates = [k for k in folders if k != "customizer.base_model"]
-        how = (attack.loaded_precision, checkpointing)
+        how = (surrogate_precision(node), checkpointing)
         models = [fake_model(folders[key], *how) for key in surrogates]
         return bytes_to_protect(attack, models)
 

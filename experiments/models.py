@@ -2,10 +2,12 @@
 can be loaded.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from anticustom.diffusion import LatentDiffusion, load, local_folder
 from experiments.provenance import digest_of_folder
@@ -86,6 +88,13 @@ class Model:
         for network in (model.vae, model.unet, model.text_encoder):
             network.to(device)
         return model
+
+
+def surrogate_precision(attack: Mapping[str, Any]) -> str:
+    """Return what an attack's settings let its surrogates be loaded in: what they train in, or
+    where nothing is said of that, what the attack computes in.
+    """
+    return attack.get("training_precision") or attack["precision"]
 
 
 @lru_cache(maxsize=3)  # in the machine's memory: surrogate, victim's base model, one more

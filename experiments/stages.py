@@ -13,7 +13,7 @@ from anticustom.draws import SeededDraws
 from anticustom.identities import Identity, PhotoSet
 from anticustom.images import write_png, write_protected
 from experiments.checkpoints import TimedCheckpoint
-from experiments.models import Model
+from experiments.models import Model, surrogate_precision
 from experiments.photo_files import photo_files, read_back, read_images, slug
 from experiments.provenance import machine, peak_memory_bytes, reset_peak_memory
 from experiments.sampling import sample
@@ -155,7 +155,7 @@ class Stages:
             inputs |= {"clean": identity.set_A.digest, "model": digest}
             inputs |= {"others": others} if others else {}
         if attack.needs_class_images:
-            count = 1 if attack.shared_class_images else len(models)
+            count = 1 if config.get("shared_class_images") else len(models)
             digest, *others = [class_images(k).digest for k in range(count)]
             inputs |= {"class_images": digest}
             inputs |= {"class_images_of_others": others} if others else {}
@@ -163,7 +163,7 @@ class Stages:
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             surrogates = []
             for k, model in enumerate(models) if attack.needs_surrogate else ():
-                network = model.load(attack.loaded_precision, self.device)
+                network = model.load(surrogate_precision(config), self.device)
                 owner = draws_owner(identity.name, k)
                 draws = SeededDraws(self.seed, owner, network.latent_shape)
                 surrogates.append(

@@ -83,11 +83,6 @@ class PGD:
         training = self.surrogate_schedule.training
         return training is not None and training.preserves_prior
 
-    @property
-    def loaded_precision(self) -> Precision:
-        """What the surrogates are to be loaded in."""
-        return self.training_precision or self.precision
-
     def __post_init__(self):
         check_eps(self.eps)
         if not self.step_size > 0:

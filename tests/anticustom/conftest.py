@@ -86,7 +86,7 @@ def inputs_for(new_model, pictures, class_images) -> Callable[..., AttackInputs]
         **changed,
     ) -> AttackInputs:
         photos = {"a.png": 0, "b.jpg": 1}
-        asked = getattr(attack, "loaded_precision", "")
+        asked = getattr(attack, "training_precision", None) or getattr(attack, "precision", None)
         precision = "bfloat16" if asked == "bfloat16" else "float32"
         settings = {
             "identity": "ann",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from experiments import models
-from experiments.models import Model
+from experiments.models import Model, surrogate_precision
 
 
 @pytest.fixture
@@ -71,3 +71,11 @@ def test_other_precisions_and_weights_are_other_models_and_few_are_kept(loads, r
     assert [k["precision"] for k in loads] == ["float32", "bfloat16", "mixed", "float32"]
     assert [k["gradient_checkpointing"] for k in loads] == [False, False, False, True]
     assert models._pristine.cache_info().currsize == 3
+
+
+def test_an_attack_that_says_nothing_of_training_has_its_surrogates_in_its_own_precision():
+    assert surrogate_precision({"precision": "mixed"}) == "mixed"
+    assert surrogate_precision({"precision": "mixed", "training_precision": None}) == "mixed"
+    assert (
+        surrogate_precision({"precision": "mixed", "training_precision": "bfloat16"}) == "bfloat16"
+    )
