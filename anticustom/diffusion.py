@@ -113,7 +113,7 @@ class LatentDiffusion:
         """Return the VAE's posterior of `images`, (n, 3, h, w) in [0, 1]; differentiable."""
         with self.autocast():
             moments = self.vae.encode((2 * images - 1).to(self.vae.dtype)).latent_dist
-        return Posterior(moments.mean.float(), moments.std.float())
+        return Posterior(_float32_at_least(moments.mean), _float32_at_least(moments.std))
 
     def latents(self, posterior: Posterior, normal: Tensor) -> Tensor:
         """Return scaled latents sampled from `posterior` with the standard normal numbers
@@ -143,10 +143,11 @@ class LatentDiffusion:
         return self.scheduler.add_noise(latents, noise, timesteps)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        """Return the UNet's prediction in float32; one row of `embeddings` serves all images."""
+        """Return the UNet's prediction in float32 at least; one row of `embeddings` serves all images."""
         with self.autocast():
             embeddings = embeddings.expand(len(noisy), -1, -1)
-            return self.unet(noisy.to(self.unet.dtype), timesteps, embeddings).sample.float()
+            predicted = self.unet(noisy.to(self.unet.dtype), timesteps, embeddings).sample
+        return _float32_at_least(predicted)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return what `predict` is trained to give: the noise, or the velocity of v-prediction
@@ -234,6 +235,10 @@ class LatentDiffusion:
                 callback_on_step_end=on_step_end,
             ).images
         return images.float().cpu()
+
+
+def _float32_at_least(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def local_folder(path: str) -> Path | None:

@@ -53,6 +53,14 @@ def model(new_model) -> diffusion.LatentDiffusion:
 
 
 @pytest.fixture
+def exact_model(model) -> diffusion.LatentDiffusion:
+    """Return the model in float64, in which no processor's rounding shows."""
+    for network in (model.vae, model.unet, model.text_encoder):
+        network.double()
+    return model
+
+
+@pytest.fixture
 def draws(model) -> SeededDraws:
     return SeededDraws(0, "ann", model.latent_shape)
 
