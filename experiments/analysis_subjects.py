@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
-from anticustom.diffusion import LatentDiffusion, image_size
+from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import SeededDraws
 from anticustom.identities import PhotoSet
 from anticustom.images import quantize_within
+from anticustom.model_files import image_size
 from anticustom.progress import Checkpoint, NoCheckpoint, Progress
 from experiments.composing import composed
 from experiments.devices import chosen_device

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from anticustom import diffusion
+from anticustom import model_files
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.finetuning import EncodedPhotos, Trainer, all_weights, encode
@@ -34,9 +34,9 @@ class Bench:
         words = [f"surrogate_model={model}", f"precision={precision}", "attack=simac"]
         words += [f"memory={memory}"]
         self.config = composed(*words)
-        folder = diffusion.local_folder(self.config.surrogate_model.path)
+        folder = model_files.local_folder(self.config.surrogate_model.path)
         self.model = (
-            diffusion.load(str(folder), device=device, precision=precision)
+            model_files.load(str(folder), device=device, precision=precision)
             if folder
             else random_model(model, device, precision)
         )

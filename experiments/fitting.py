@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from anticustom.adapters import check_layers, weights_in
-from anticustom.diffusion import image_size
+from anticustom.model_files import image_size
 from experiments.models import Model
 from experiments.settings import Refused
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from anticustom import adapters, diffusion
+from anticustom import adapters, model_files
 from anticustom.attacks.pgd import PGD
 from anticustom.customizers.custom_diffusion import CustomDiffusion, text_projections
 from anticustom.customizers.lora import LoRA
@@ -116,7 +116,7 @@ def fake_model(folder: Path, precision: str, gradient_checkpointing: bool) -> La
     """Return the model in a diffusers folder, its weights without memory. Call it, and count,
     inside `counting`.
     """
-    model = diffusion.shapes(folder, precision)
+    model = model_files.shapes(folder, precision)
     if gradient_checkpointing:
         model.checkpoint_gradients()
     return model

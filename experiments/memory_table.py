@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from tabulate import tabulate
 
-from anticustom import diffusion
+from anticustom import model_files
 from experiments.composing import composed
 from experiments.memory import GIB, NAMES, stage_bytes
 from experiments.memory_counting import counting
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides = ["surrogate_model=sd21", "precision=mixed", *given]
     with TemporaryDirectory() as temporary:
         model = composed(*overrides).surrogate_model
-        folder = diffusion.local_folder(model.path)
+        folder = model_files.local_folder(model.path)
         if folder is None:
             folder = Path(temporary)
             write_shapes(model.name, folder)

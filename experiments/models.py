@@ -9,7 +9,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from anticustom.diffusion import LatentDiffusion, load, local_folder
+from anticustom.diffusion import LatentDiffusion
+from anticustom.model_files import load, local_folder
 from experiments.provenance import digest_of_folder
 
 FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]

@@ -4,7 +4,8 @@ without a download.
 
 import torch
 
-from anticustom.diffusion import EMBEDDED, LatentDiffusion, Precision
+from anticustom.diffusion import LatentDiffusion, Precision
+from anticustom.model_files import EMBEDDED
 
 # what Stable Diffusion 1.x and 2.1 (base) do not share
 UNETS = {

@@ -165,10 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = asked.output_dir / "records"
     try:
         found = imported(asked.file, _pairs(asked.columns), _pairs(asked.settings), asked.source)
-    except (ValueError, OSError) as error:
+        for name, record in found.items():
+            records.write(record, folder, name)
+    except (ImportRefused, OSError) as error:
         sys.exit(f"error: {error}")
-    for name, record in found.items():
-        records.write(record, folder, name)
+    except (csv.Error, UnicodeDecodeError) as error:
+        sys.exit(f"error: {asked.file}: not a CSV file in UTF-8 ({error})")
     print(f"{len(found)} records in {folder}")
 
 

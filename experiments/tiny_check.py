@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from anticustom import diffusion
+from anticustom import diffusion, model_files
 from anticustom.draws import keyed_generator
 from anticustom.images import write_png
 from anticustom.portraits import person, render, shot
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=GALLERY.guidance_scale)
     parser.add_argument("--output", type=Path, default=Path("outputs/tiny_check"))
     settings = parser.parse_args()
-    model = diffusion.load(str(diffusion.local_folder(settings.model)))
+    model = model_files.load(str(model_files.local_folder(settings.model)))
     size = model.latent_shape[-1] * 2 ** (len(model.vae.config.block_out_channels) - 1)
     portraits = render([person(k) for k in PEOPLE], [shot(k, 0) for k in PEOPLE], size)
     embeddings = Embeddings()

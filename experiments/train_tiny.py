@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from anticustom.diffusion import EMBEDDED
 from anticustom.draws import keyed_generator
+from anticustom.model_files import EMBEDDED
 from experiments.tiny_model import (
     RARE_TOKENS,
     WIDTHS,

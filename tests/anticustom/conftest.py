@@ -13,7 +13,7 @@ from helpers import PRESETS, Killed, Memory
 from hydra.utils import instantiate
 from torch import Tensor
 
-from anticustom import diffusion
+from anticustom import diffusion, model_files
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.attacks.pgd import PGD
 from anticustom.customizers.training import CustomizerInputs
@@ -42,7 +42,7 @@ def new_model(random_sd) -> Callable[..., diffusion.LatentDiffusion]:
 
     @cache
     def loaded(precision: str) -> diffusion.LatentDiffusion:
-        return diffusion.load(str(random_sd), precision=precision)
+        return model_files.load(str(random_sd), precision=precision)
 
     return lambda precision="float32": deepcopy(loaded(precision))
 

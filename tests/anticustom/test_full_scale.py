@@ -15,10 +15,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from anticustom.adapters import ATTENTION, add_adapters
 from anticustom.customizers.custom_diffusion import text_projections
 from anticustom.customizers.rare_word import embeddings, trained_embeddings
-from anticustom.diffusion import LatentDiffusion, image_size
+from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
 from anticustom.losses import recorded_features
+from anticustom.model_files import image_size
 from anticustom.timestep_policies import image_gradient_and_loss
 from experiments.tiny_model import make_tokenizer
 

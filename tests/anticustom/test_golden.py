@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from safetensors.torch import load_file
 from torch import Tensor
 
-from anticustom import diffusion
+from anticustom import diffusion, model_files
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.draws import Draw
 from anticustom.images import read_png, write_png
@@ -38,7 +38,7 @@ class Golden:
         return load_file(self.folder / f"{name}.safetensors")
 
     def model(self) -> diffusion.LatentDiffusion:
-        return diffusion.load(str(self.folder / "random_sd"))
+        return model_files.load(str(self.folder / "random_sd"))
 
     def attack(self, preset: str, *overrides: str):
         s = self.settings["surrogate_training"]

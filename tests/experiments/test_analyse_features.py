@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from anticustom import diffusion
+from anticustom import model_files
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.identities import Portraits
 from anticustom.images import write_png
@@ -22,7 +22,7 @@ NAMES = ("a.png", "b.png")
 
 @pytest.fixture(scope="module")
 def model(random_sd):
-    return diffusion.load(str(random_sd))
+    return model_files.load(str(random_sd))
 
 
 @pytest.fixture(scope="module")

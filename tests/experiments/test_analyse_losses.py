@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from anticustom import diffusion
+from anticustom import model_files
 from anticustom.draws import SeededDraws
 from anticustom.identities import Portraits
 from anticustom.progress import silent
@@ -46,7 +46,7 @@ def test_watching_changes_nothing(subject):
 
 
 def test_losses_on_fixed_draws_are_repeatable_and_see_the_photos(random_sd):
-    model = diffusion.load(str(random_sd))
+    model = model_files.load(str(random_sd))
     draws = SeededDraws(0, "0", model.latent_shape)
     photos = Portraits(identities=["0"]).read("0", 64).set_B
     at = (PROMPT, draws, [5, 500])

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from anticustom import diffusion
+from anticustom import model_files
 from anticustom.draws import SeededDraws
 from anticustom.identities import PhotoSet
 from anticustom.losses import denoising
@@ -23,7 +23,7 @@ PROMPT = "a photo of sks person"
 
 @pytest.fixture(scope="module")
 def model(random_sd):
-    return diffusion.load(str(random_sd))
+    return model_files.load(str(random_sd))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_predictions_of_noise_and_latents_make_the_noisy_latents(model, photos, 
 
 
 def test_a_velocity_is_turned_into_latents_and_noise(random_sd, photos, draws, monkeypatch):
-    model = diffusion.load(str(random_sd))
+    model = model_files.load(str(random_sd))
     model.scheduler.register_to_config(prediction_type="v_prediction")
     (draw,) = same_draws(draws, photos.names, 1, 300)
     latents = model.latents(model.posterior(photos.images), draw.posterior)

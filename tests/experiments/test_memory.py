@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from anticustom import diffusion
+from anticustom import model_files
 from anticustom.adapters import add_adapters
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
@@ -86,7 +86,7 @@ def test_stages_that_do_not_run_need_nothing(fits):
 @pytest.mark.parametrize(("states", "tolerance"), [("32bit", 0.001), ("8bit", 0.05)])
 def test_a_training_takes_what_is_counted(states, tolerance):
     """Gradients, moments and the copy, measured on the embedded model."""
-    model = diffusion.load("tiny")
+    model = model_files.load("tiny")
     settings = FineTuning(learning_rate=1e-5, optimizer_states=states)
     prompts = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
     trainer = Trainer(model, all_weights(model), settings, **prompts)
@@ -106,14 +106,14 @@ def _bytes(tensors: dict[str, torch.Tensor]) -> int:
 
 def test_adapters_are_counted_as_they_are():
     layers = ["to_q", "conv1", "proj_in"]
-    model = diffusion.load("tiny")
+    model = model_files.load("tiny")
     counted = of_adapters(FineTuning(learning_rate=1e-4), model, layers, 4)
     assert counted.count == sum(p.numel() for p in add_adapters(model, layers, 4, 0))
 
 
 def test_steps_are_counted_in_their_own_precision():
     """Whatever the surrogate trains in and was loaded in."""
-    folders = {"surrogate_model": diffusion.EMBEDDED / "tiny"}
+    folders = {"surrogate_model": model_files.EMBEDDED / "tiny"}
 
     def taken(*words: str) -> float:
         return memory.stage_bytes("protect", composed("attack=advdm", *words), folders)
@@ -129,7 +129,7 @@ def test_steps_are_counted_in_their_own_precision():
 
 
 def test_of_an_attack_with_a_loop_of_its_own_the_models_are_counted():
-    model = diffusion.load("tiny")
+    model = model_files.load("tiny")
     counted = memory_counting.bytes_to_protect(object(), [model, model])
     networks = (model.vae, model.unet, model.text_encoder)
     taken = sum(p.nbytes for network in networks for p in network.parameters())
@@ -139,7 +139,7 @@ def test_of_an_attack_with_a_loop_of_its_own_the_models_are_counted():
 def test_checkpointing_keeps_less_and_gives_the_same_gradients():
     kept, gradients = {}, {}
     for checkpointing in (False, True):
-        model = diffusion.load("tiny", gradient_checkpointing=checkpointing)
+        model = model_files.load("tiny", gradient_checkpointing=checkpointing)
         noisy = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
         noisy.requires_grad_()
         embeddings = model.text_embeddings(["a photo of person"])

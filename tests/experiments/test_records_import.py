@@ -93,3 +93,18 @@ def test_a_setting_may_be_a_column(table):
     settings = {key: value for key, value in SETTINGS.items() if key != "customizer"}
     found = imported(path, columns | {"customizer": "How"}, settings, "them")
     assert [record["customizer"] for record in found.values()] == ["lora", "dreambooth"]
+
+
+def test_files_that_cannot_be_read_or_written_are_named(table, tmp_path):
+    options = ["--columns", *(f"{k}={v}" for k, v in COLUMNS.items())]
+    options += ["--settings", *(f"{k}={v}" for k, v in SETTINGS.items()), "--source", "them"]
+    good = table("simac,8,1,0.3,0.2,0,31\n")
+    (tmp_path / "file").touch()
+    (tmp_path / "latin.csv").write_bytes("Méthode\n".encode("latin-1"))
+    for file, output_dir, named in [
+        (good, tmp_path / "file", tmp_path / "file"),
+        (tmp_path / "latin.csv", tmp_path, "latin.csv: not a CSV file in UTF-8"),
+        (tmp_path / "none.csv", tmp_path, "none.csv"),
+    ]:
+        with pytest.raises(SystemExit, match=str(named)):
+            main(["import", str(file), *options, "--output-dir", str(output_dir)])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from anticustom import diffusion
-from anticustom.diffusion import EMBEDDED
+from anticustom import model_files
+from anticustom.model_files import EMBEDDED
 from anticustom.portraits import TRAINING_IDENTITIES_FROM
 from experiments import training_portraits
 from experiments.tiny_model import RARE_TOKENS, SIZE, make_tokenizer, new_text_encoder
@@ -32,7 +32,7 @@ def test_training_goes_on_and_writes_a_model(name, tmp_path):
     assert saved["step"] == 2
     written = [file.read_text() for file in (tmp_path / "model").rglob("*.json")]
     assert not any(str(EMBEDDED) in text for text in written)  # a path of one machine
-    model = diffusion.load(str(tmp_path / "model"))
+    model = model_files.load(str(tmp_path / "model"))
     images = model.sample(
         "a photo of sks person",
         torch.randn(1, *model.latent_shape),
@@ -41,7 +41,7 @@ def test_training_goes_on_and_writes_a_model(name, tmp_path):
         scheduler="DDIMScheduler",
     )
     assert images.shape == (1, 3, SIZE, SIZE)
-    assert diffusion.image_size(tmp_path / "model") == SIZE
+    assert model_files.image_size(tmp_path / "model") == SIZE
 
 
 def test_training_portraits_are_of_reserved_identities(tmp_path, monkeypatch):
