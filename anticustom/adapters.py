@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from safetensors import safe_open
 from torch import nn
@@ -12,20 +13,33 @@ from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import keyed_generator
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # of the UNet
+Initialization = Literal["kaiming_uniform", "gaussian"]
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapters:
-    """Which adapters a surrogate trains: of rank `rank`, of the layers of the UNet whose names end
-    in one of `unet_layers`, and of the text encoder's attention.
+    """Adapters of rank `rank`, of the layers of the UNet whose names end in one of `unet_layers`,
+    and of the text encoder's attention.
+
+    Their first matrix starts uniform within 1 / sqrt(inputs), as PEFT's does (`kaiming_uniform`),
+    or `gaussian` of standard deviation 1 / rank, as in diffusers' scripts: at small ranks several
+    times larger, and so are the first updates at equal learning rates. The second starts at 0.
     """
 
     rank: int
     unet_layers: Sequence[str] = ATTENTION
+    initialization: Initialization = "kaiming_uniform"
 
     def __post_init__(self):
         check_count("attack.surrogate_schedule.adapters.rank", self.rank)
+        check_initialization("attack.surrogate_schedule.adapters", self.initialization)
+
+
+def check_initialization(owner: str, initialization: str) -> None:
+    if initialization not in get_args(Initialization):
+        known = " or ".join(get_args(Initialization))
+        raise ValueError(f"{owner}.initialization={initialization!r}: expected {known}")
 
 
 def check_layers(key: str, unet_layers: Sequence[str], weights: Mapping[str, Sequence[int]]):
@@ -53,9 +67,7 @@ def weights_in(folder: Path) -> dict[str, list[int]]:
         return {name: file.get_slice(name).get_shape() for name in names}
 
 
-def add_adapters(
-    model: LatentDiffusion, unet_layers: Sequence[str], rank: int, seed: int
-) -> list[nn.Parameter]:
+def add_adapters(model: LatentDiffusion, adapters: Adapters, seed: int) -> list[nn.Parameter]:
     """Add untrained adapters to UNet and text encoder, the same ones for the same seed; return
     their parameters. Raises ValueError as `check_layers`.
     """
@@ -63,18 +75,23 @@ def add_adapters(
 
     parameters = []
     weights = {name: tuple(weight.shape) for name, weight in model.unet.named_parameters()}
-    check_layers("unet_layers", unet_layers, weights)
-    for part, targets in {"unet": unet_layers, "text_encoder": TEXT_ATTENTION}.items():
+    check_layers("unet_layers", adapters.unet_layers, weights)
+    rank = adapters.rank
+    for part, targets in {"unet": adapters.unet_layers, "text_encoder": TEXT_ATTENTION}.items():
         network = getattr(model, part)
         network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
         for name, parameter in network.named_parameters():
             if "lora_" not in name:
                 continue
             if "lora_A" in name:  # B starts at 0
-                bound = parameter[0].numel() ** -0.5
                 generator = keyed_generator(seed, "lora", part, name)
                 drawn = parameter.new_empty(parameter.shape, device="cpu")
-                parameter.data.copy_(drawn.uniform_(-bound, bound, generator=generator))
+                if adapters.initialization == "gaussian":
+                    drawn.normal_(0, 1 / rank, generator=generator)
+                else:
+                    bound = parameter[0].numel() ** -0.5
+                    drawn.uniform_(-bound, bound, generator=generator)
+                parameter.data.copy_(drawn)
             parameter.requires_grad_(False)
             parameters.append(parameter)
     return parameters

@@ -137,6 +137,11 @@ class LatentDiffusion:
             return self.text_encoder(tokens)[0]
 
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return latents with noise; those of a model in bfloat16 in bfloat16, as the released
+        code does, which rounds the scheduler: Stable Diffusion's timesteps 0 and 1 add none then.
+        """
+        if self.unet.dtype == torch.bfloat16:
+            latents, noise = latents.bfloat16(), noise.bfloat16()
         return self.scheduler.add_noise(latents, noise, timesteps)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 Member = TypeVar("Member")
-# (surrogates, images) -> the images after the perturbation steps up the sum of their losses
-Climb = Callable[[Sequence[Member], Tensor], Tensor]
+# (surrogates, images, turn, turns) -> the images after the perturbation steps up the sum of the
+# surrogates' losses: climb number `turn` of the iteration's `turns`
+Climb = Callable[[Sequence[Member], Tensor, int, int], Tensor]
 
 
 class Combination(Protocol):
@@ -24,7 +25,7 @@ class JointLoss:
     """Every step climbs the sum of all surrogates' losses, as Anti-DreamBooth describes it."""
 
     def __call__(self, climb, members, images):
-        protected = climb(members, images)
+        protected = climb(members, images, 0, 1)
         return protected, [protected] * len(members)
 
 
@@ -36,5 +37,6 @@ class MeanImage:
     """
 
     def __call__(self, climb, members, images):
-        own = [climb([member], images) for member in members]
+        turns = len(members)
+        own = [climb([member], images, turn, turns) for turn, member in enumerate(members)]
         return torch.stack(own).mean(0), own

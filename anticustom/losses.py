@@ -37,12 +37,17 @@ class Objective:
 
 class Loss(Protocol):
     def bind(
-        self, model: LatentDiffusion, *, prompt: str, clean: Posterior, start: Tensor
+        self,
+        model: LatentDiffusion,
+        *,
+        prompt: str,
+        clean: Callable[[], Posterior],
+        start: Callable[[], Tensor],
     ) -> Objective:
         """Fix what stays the same while the model stands still.
 
-        `clean` is the posterior of the clean originals, `start` the images at the start of this
-        phase of the attack.
+        `clean` gives the posterior of the clean originals, `start` the images at the start of this
+        phase of the attack; a loss that compares with neither calls neither.
         """
 
 
@@ -69,35 +74,36 @@ class FeatureInterference:
     (arXiv 2312.07865).
 
     The features are the outputs of the second convolution of the decoder's residual blocks
-    `up_blocks`: 3 are all of level 3, 3.0 is its first. Their distance to those of the clean
+    `up_blocks`: 3 are all of level 3, "3.0" is its first. Their distance to those of the clean
     reference, at the same noise and timestep, is averaged over each layer, then over the layers.
-    `reference` is the clean original,
-    or as in the released code the images at the start of the phase ("phase_start"); there, too,
-    the term is added to the loss without its gradient (`gradient=False`).
+    `reference` is the clean original, or as in the released code the images at the start of the
+    phase ("phase_start"); there, too, the term is added to the loss without its gradient
+    (`gradient=False`).
     """
 
     weight: float = 1.0
-    up_blocks: Sequence[int | float | str] = (3,)
+    up_blocks: Sequence[int | str] = (3,)
     reference: Literal["original", "phase_start"] = "original"
     gradient: bool = True
 
     def __post_init__(self):
         if self.reference not in ("original", "phase_start"):
             raise ValueError(f"loss.reference={self.reference!r}: expected original or phase_start")
-        if not self.up_blocks or not all(re.fullmatch(BLOCK, str(k)) for k in self.up_blocks):
+        # as a number, the block 3.0 would be the level 3
+        fit = [not isinstance(k, float) and re.fullmatch(BLOCK, str(k)) for k in self.up_blocks]
+        if not fit or not all(fit):
             raise ValueError(
                 f"loss.up_blocks={self.up_blocks!r}: expected levels of the decoder, such as 3, or "
-                "single blocks of them, such as 3.0"
+                'single blocks of them in quotes, such as "3.0"'
             )
         if not self.weight >= 0:
             raise ValueError(f"loss.weight={self.weight!r}: expected a number of at least 0")
 
-    def bind(
-        self, model: LatentDiffusion, *, prompt: str, clean: Posterior, start: Tensor
-    ) -> Objective:
+    def bind(self, model: LatentDiffusion, *, prompt: str, clean, start) -> Objective:
         with torch.no_grad():
             embeddings = model.text_embeddings([prompt])
-            reference = clean if self.reference == "original" else model.posterior(start)
+            of_clean = self.reference == "original"
+            reference = clean() if of_clean else model.posterior(start())
 
         def terms(posterior: Posterior, draw: Draw) -> Terms:
             with torch.no_grad(), recorded_features(model, self.up_blocks) as wanted:
@@ -141,13 +147,11 @@ class TargetShift:
         if self.target is not None and not Path(self.target).is_file():
             raise ValueError(f"loss.target={self.target}: no such file; null takes a pattern")
 
-    def bind(
-        self, model: LatentDiffusion, *, prompt: str, clean: Posterior, start: Tensor
-    ) -> Objective:
+    def bind(self, model: LatentDiffusion, *, prompt: str, clean, start) -> Objective:
         with torch.no_grad():
             embeddings = model.text_embeddings([prompt])
-            image = target_image(self.target, start.shape[-1])[None].to(start.device)
-            target = model.latents(model.posterior(image), torch.zeros((), device=start.device))
+            image = target_image(self.target, start().shape[-1])[None].to(model.device)
+            target = model.latents(model.posterior(image), torch.zeros((), device=model.device))
             target = target.bfloat16().float() if self.bfloat16_target else target
 
         def terms(posterior: Posterior, draw: Draw) -> Terms:
@@ -204,7 +208,7 @@ def decoder_layers(model: LatentDiffusion) -> dict[str, nn.Module]:
 
 @contextlib.contextmanager
 def recorded_features(
-    model: LatentDiffusion, up_blocks: Sequence[int | float | str]
+    model: LatentDiffusion, up_blocks: Sequence[int | str]
 ) -> Iterator[list[Tensor]]:
     """Collect the decoder features of the forward passes made inside the `with`, in the order of
     the layers.

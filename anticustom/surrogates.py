@@ -222,4 +222,4 @@ def trained_parameters(
     """Return what the schedule trains of a model, which is given the adapters that it lacks."""
     if schedule.adapters is None:
         return all_weights(model)
-    return add_adapters(model, schedule.adapters.unet_layers, schedule.adapters.rank, seed)
+    return add_adapters(model, schedule.adapters, seed)

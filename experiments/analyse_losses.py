@@ -20,35 +20,44 @@ from anticustom.identities import PhotoSet
 from anticustom.losses import denoising
 from anticustom.progress import Progress
 from experiments.analysis_subjects import Subject, arguments, attacked, run, said
+from experiments.composing import composed
 
 METHODS = ["advdm", "fsmg", "aspl", "simac"]
 TIMESTEPS = [10, 50, *range(100, 1000, 100)]
 PLACEBO = "noise"
+LINEAR_BELOW = 0.01  # losses
 
 
 @dataclass
 class Trace:
     """Keeps what an attack shows while it runs: as its progress the loss of every perturbation
-    step, as its checkpoint the photos after every iteration, by their number of steps.
+    step, as its checkpoint the photos after every iteration of `steps`, by their number of steps.
     """
 
     progress: Progress
-    losses: list[float] = field(default_factory=list)
+    steps: int
+    shown: list[float] = field(default_factory=list)
     photos: dict[int, Tensor] = field(default_factory=dict)
 
     def __call__(self, what: str, done: int, total: int, loss: Tensor | None = None) -> None:
         self.progress(what, done, total, loss)
         if what == "perturbation":
-            self.losses.append(float(loss))
+            self.shown.append(float(loss))
 
     def load(self) -> None:
         return None
 
     def due(self) -> bool:
-        return len(self.losses) > max(self.photos, default=0)  # not in a training before the attack
+        return bool(self.shown)  # not in a training before the attack
 
     def save(self, tensors: dict[str, Tensor], facts: dict) -> None:
-        self.photos[len(self.losses)] = tensors["protected"].cpu()
+        self.photos[facts["iteration"] * self.steps] = tensors["protected"].cpu()
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every step; of surrogates that climb one after the other, their mean."""
+        shown = torch.tensor(self.shown).view(len(self.photos), -1, self.steps)
+        return shown.mean(1).flatten().tolist()
 
 
 def same_steps(method: str, iterations: int, steps: int, fit_steps: int | None) -> list[str]:
@@ -59,7 +68,8 @@ def same_steps(method: str, iterations: int, steps: int, fit_steps: int | None) 
     """
     schedule = "attack.surrogate_schedule"
     words = [f"attack={method}", f"attack.steps={steps}", f"++{schedule}.iterations={iterations}"]
-    if method == "fsmg" and fit_steps is not None:
+    moved_by = composed(f"attack={method}").attack.surrogate_schedule._target_
+    if moved_by.endswith(".FittedFirst") and fit_steps is not None:
         words.append(f"{schedule}.training_steps={fit_steps}")
     return words
 
@@ -125,7 +135,7 @@ def analyse(
     tables = [trace_table(PLACEBO, [], {0: noisy}, *at)]
     for method in settings.methods:
         words = same_steps(method, settings.iterations, settings.steps, settings.fit_steps)
-        trace = Trace(progress)
+        trace = Trace(progress, settings.steps)
         attacked(subject, words, progress=trace, checkpoint=trace)
         images = {0: subject.photos.images, **trace.photos}
         tables.append(trace_table(method, trace.losses, images, *at))
@@ -160,7 +170,8 @@ def draw_figure(table: pd.DataFrame, methods: Sequence[str], window: int, subjec
     style = {"color": "grey", "linestyle": ":", "label": f"{PLACEBO}, the placebo"}
     fixed.axhline(placebo.mean(), **style)
     by_timestep.plot(placebo / clean, **style)
-    climbed.set_yscale("log")
+    # logarithmic, but where the losses of targeted attacks fall below 0
+    climbed.set_yscale("symlog", linthresh=LINEAR_BELOW)
     fixed.set_ylim(0)
     titles = {
         climbed: ("What the attack ascends, on its own surrogate", "perturbation step"),
@@ -183,7 +194,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS, help="attacks with a surrogate")
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--steps", type=int, default=6, help="in each iteration")
-    fit = "training steps of FSMG's surrogate; its own number is many"
+    fit = "training steps of a surrogate that is fitted first, as FSMG's; its own number is many"
     parser.add_argument("--fit-steps", type=int, default=40, help=fit)
     run(parser, analyse, words)
 

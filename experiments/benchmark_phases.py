@@ -93,9 +93,12 @@ def greedy_search(bench: Bench) -> tuple[Callable[[], object], int]:
 
 def perturbation_step(bench: Bench) -> tuple[Callable[[], object], int]:
     images, attack, model = bench.photos(bench.count), bench.attack, bench.model
-    with torch.no_grad():
-        clean = model.posterior(images)
-    objective = attack.loss.bind(model, prompt=attack.instance_prompt, clean=clean, start=images)
+    objective = attack.loss.bind(
+        model,
+        prompt=attack.instance_prompt,
+        clean=lambda: model.posterior(images),
+        start=lambda: images,
+    )
     steps = [model.timesteps] * bench.count
     (draw,) = draw_batches(bench.draws, "perturb", bench.names, 1, steps)
     draw = draw.to(bench.device)

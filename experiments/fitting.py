@@ -21,7 +21,8 @@ def size_of_all(models: Mapping[str, Model]) -> int:
         if other != size:
             raise Refused(
                 f"surrogate_model is made for {size} px and {key} for {other} px: photos are "
-                "protected at the size that is customized, so choose models of one size"
+                f"protected at the size that is customized, so choose models of one size: {key} "
+                f"with surrogate_model@{key}=..."
             )
     return size
 

@@ -141,9 +141,12 @@ def _perturbed(attack: Any, model: LatentDiffusion) -> object:
     c, h, w = model.latent_shape
     side = h * 2 ** (len(model.vae.config.block_out_channels) - 1)
     photo = torch.zeros(1, 3, side, side)
-    with torch.no_grad():
-        clean = model.posterior(photo)
-    objective = attack.loss.bind(model, prompt=attack.instance_prompt, clean=clean, start=photo)
+    objective = attack.loss.bind(
+        model,
+        prompt=attack.instance_prompt,
+        clean=lambda: model.posterior(photo),
+        start=lambda: photo,
+    )
     posterior = model.posterior(photo.clone().requires_grad_())
     draws = [_draw(1, (c, h, w)) for _ in range(attack.draws_per_step)]
     return [objective.of_posterior(posterior, draw) for draw in draws]

@@ -12,6 +12,7 @@ LEFT_ALONE = {
     "bfloat16_target": False,
     "draws_per_step": 1,
     "gradient": "image",
+    "initialization": "kaiming_uniform",
     "keep_clean_training": False,
     "optimizer_states": "32bit",
     "shared_class_images": False,

@@ -25,7 +25,7 @@ from experiments.terminal import bars, say
 VERSIONS = {
     "photos": 1,
     "class_images": 1,
-    "protect": 1,
+    "protect": 2,
     "countermeasure": 1,
     "customize": 1,
     "gallery": 1,

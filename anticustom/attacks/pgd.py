@@ -157,50 +157,60 @@ class PGD:
             )
 
     def _climb(
-        self, inputs, iteration: int, chunks: Chunks, members: Sequence[_Member], images: Tensor
+        self,
+        inputs,
+        iteration: int,
+        chunks: Chunks,
+        members: Sequence[_Member],
+        images: Tensor,
+        turn: int,
+        turns: int,
     ) -> Tensor:
         """Return the images after an iteration's steps up the sum of the members' losses."""
-        steps = partial(self._ascend, inputs, iteration, members, images)
+        every = iteration * turns + turn, self.surrogate_schedule.iterations * turns
+        steps = partial(self._ascend, inputs, iteration, every, members, images)
         with ExitStack() as computing:
             for member in members:
                 computing.enter_context(self.own_precision(member.surrogate.model))
             return torch.cat(chunks(steps, len(images)))
 
     def _ascend(
-        self, inputs, iteration: int, members: Sequence[_Member], images: Tensor, rows: slice
+        self,
+        inputs,
+        iteration: int,
+        climbs: tuple[int, int],
+        members: Sequence[_Member],
+        images: Tensor,
+        rows: slice,
     ) -> Tensor:
-        names, clean = inputs.names[rows], inputs.photos[rows].to(images.device)
+        """Return the photos `rows` after an iteration's steps; `climbs` are how many were made
+        before, and how many there are.
+        """
+        names, count, start = inputs.names[rows], len(images), images[rows]
+        clean = inputs.photos[rows].to(images.device)
         draws = [self._draws(f"{iteration} perturb", member, names, rows) for member in members]
-        photos, start, images = len(images), images[rows], images[rows]
-        total, losses = self.steps * self.surrogate_schedule.iterations, []
-        samples = self.transform_samples if self.transforms else 1
-        untransformed = [self._objective(member, member.clean[rows], start) for member in members]
+        plain = [
+            self._objective(member, lambda member=member: member.clean[rows], lambda: start)
+            for member in members
+        ]
+        images, losses = start, []
         for step, draw in enumerate(zip(*draws, strict=True)):
-            gradient, loss = torch.zeros_like(images), torch.zeros(len(images)).to(images)
-            for sample in range(samples):
-                objectives = untransformed
-                if self.transforms:
-                    key = (names, inputs.seed, inputs.identity)
-                    key += (f"{iteration} transform {step} {sample}",)
-                    objectives = [self._through(key, member, clean, start) for member in members]
-                for objective, own in zip(objectives, draw, strict=True):
-                    of_one = image_gradient_and_loss(objective, images, own.to(images.device))
-                    gradient, loss = gradient + of_one[0], loss + of_one[1]
-            loss = loss / samples
+            samples = [plain]
+            if self.transforms:
+                owner, phase = (
+                    (names, inputs.seed, inputs.identity),
+                    f"{iteration} transform {step}",
+                )
+                keys = [(*owner, f"{phase} {k}") for k in range(self.transform_samples)]
+                samples = [[self._through(key, m, clean, start) for m in members] for key in keys]
+            gradient, loss = _summed(samples, images, draw)
             images = project(sign_step(images, gradient, self.step_size), clean, self.eps)
-            losses.append(loss)
-            done = (self.steps * rows.start + (step + 1) * len(images)) // photos
-            inputs.progress("perturbation", iteration * self.steps + done, total, loss.mean())
+            losses.append(loss / len(samples) / len(members))
+            done = (self.steps * rows.start + (step + 1) * len(images)) // count
+            before, total = (self.steps * climb for climb in climbs)
+            inputs.progress("perturbation", before + done, total, losses[-1].mean())
         # a gradient that is not finite spoils its image, whose loss comes one step later
-        losses.append(images.flatten(1).sum(1))
-        finite = torch.stack(losses).isfinite().cpu()
-        if not finite.all():
-            step, image = (~finite).nonzero()[0].tolist()
-            raise FloatingPointError(
-                f"the loss is not finite at iteration {iteration}, perturbation step {step}, photo "
-                f"{names[image]}: try precision=float32, or a lower learning rate of the "
-                "surrogate"
-            )
+        _check_finite([*losses, images.flatten(1).sum(1)], names, iteration)
         return images
 
     def _draws(
@@ -214,7 +224,7 @@ class PGD:
         return [joined(draws[k : k + many]) for k in range(0, len(draws), many)]
 
     def _objective(
-        self, member: _Member, clean: Posterior, start: Tensor
+        self, member: _Member, clean: Callable[[], Posterior], start: Callable[[], Tensor]
     ) -> Callable[[Tensor, Draw], Terms]:
         """Return the loss against a member, as the mean over the draws of a step."""
         bound = self.loss.bind(
@@ -239,9 +249,11 @@ class PGD:
         def through(images: Tensor) -> Tensor:
             return transformed(self.transforms, images, *key)
 
-        with torch.no_grad():
-            seen = member.surrogate.model.posterior(through(clean))
-            objective = self._objective(member, seen, through(start))
+        objective = self._objective(
+            member,
+            lambda: member.surrogate.model.posterior(through(clean)),
+            lambda: through(start),
+        )
         return lambda images, draw: objective(through(images), draw)
 
     def _keep(self, inputs, members: list[_Member], iteration: int, protected: Tensor) -> None:
@@ -271,3 +283,30 @@ class PGD:
             member.surrogate.fitted_steps = own["fitted_steps"]
             member.allowed = [mine[f"allowed.{k}"] for k in range(len(inputs.names))]
         return facts["iteration"], tensors["protected"].to(device)
+
+
+def _summed(
+    samples: Sequence[Sequence[Callable[[Tensor, Draw], Terms]]],
+    images: Tensor,
+    draws: Sequence[Draw],
+) -> tuple[Tensor, Tensor]:
+    """Return the sums over samples and surrogates, each of which has its draw, of the gradients
+    with respect to the images and of the losses (n,).
+    """
+    gradient, loss = torch.zeros_like(images), torch.zeros(len(images)).to(images)
+    for objectives in samples:
+        for objective, draw in zip(objectives, draws, strict=True):
+            own = image_gradient_and_loss(objective, images, draw.to(images.device))
+            gradient, loss = gradient + own[0], loss + own[1]
+    return gradient, loss
+
+
+def _check_finite(losses: Sequence[Tensor], names: Sequence[str], iteration: int) -> None:
+    """Raise FloatingPointError for a loss that is not finite; `losses` are those of each step."""
+    finite = torch.stack(list(losses)).isfinite().cpu()
+    if not finite.all():
+        step, image = (~finite).nonzero()[0].tolist()
+        raise FloatingPointError(
+            f"the loss is not finite at iteration {iteration}, perturbation step {step}, photo "
+            f"{names[image]}: try precision=float32, or a lower learning rate of the surrogate"
+        )

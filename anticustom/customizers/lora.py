@@ -8,7 +8,13 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from anticustom.adapters import ATTENTION, add_adapters
+from anticustom.adapters import (
+    ATTENTION,
+    Adapters,
+    Initialization,
+    add_adapters,
+    check_initialization,
+)
 from anticustom.checks import check_count
 from anticustom.customizers.training import CustomizerInputs, train
 from anticustom.diffusion import LatentDiffusion
@@ -23,14 +29,14 @@ KOHYA_PREFIXES = {"unet": "unet", "text_encoder": "lora_te.text_model"}
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
     """Adapters of rank `rank`, with the scaling alpha / rank fixed at 1: some programs that load
-    them assume it. `unet_layers` are the ends of the names of the UNet's linear layers and
-    convolutions that get one.
+    them assume it. `unet_layers` and `initialization` are those of Adapters.
     """
 
     training: FineTuning
     steps: int
     rank: int
     unet_layers: Sequence[str] = ATTENTION
+    initialization: Initialization = "kaiming_uniform"
     instance_prompt: str
     class_prompt: str
     seed: int = 0
@@ -38,13 +44,16 @@ class LoRA:
     def __post_init__(self):
         check_count("customizer.steps", self.steps)
         check_count("customizer.rank", self.rank)
+        check_initialization("customizer", self.initialization)
 
     def customize(self, inputs: CustomizerInputs) -> list[float]:
         """Turn `inputs.model` into the victim; return the losses."""
-        adapters = add_adapters(inputs.model, self.unet_layers, self.rank, self.seed)
+        adapters = Adapters(
+            rank=self.rank, unet_layers=self.unet_layers, initialization=self.initialization
+        )
         return train(
             inputs,
-            adapters,
+            add_adapters(inputs.model, adapters, self.seed),
             self.training,
             self.steps,
             instance_prompt=self.instance_prompt,

@@ -171,9 +171,12 @@ def test_what_a_photo_is_compared_with_goes_through_the_same_transform(
     for step, draw in enumerate(drawn):
         key = (inputs.names, inputs.seed, inputs.identity, f"0 transform {step} 0")
         seen = transformed(attack.transforms, inputs.photos, *key)
-        with torch.no_grad():
-            clean = model.posterior(seen)
-        objective = loss.bind(model, prompt=attack.instance_prompt, clean=clean, start=seen)
+        objective = loss.bind(
+            model,
+            prompt=attack.instance_prompt,
+            clean=lambda seen=seen: model.posterior(seen),
+            start=lambda seen=seen: seen,
+        )
         images = expected.clone().requires_grad_()
         terms = objective(transformed(attack.transforms, images, *key), draw)
         gradient = torch.autograd.grad(sum(terms.values()).sum(), images)[0]
@@ -186,9 +189,12 @@ def test_a_step_ascends_the_mean_loss_over_its_draws(model, inputs_for, loss):
     attack = frozen(steps=2, draws_per_step=3, loss=loss)
     inputs = inputs_for(attack)
     protected = attack(inputs)
-    with torch.no_grad():
-        clean = model.posterior(inputs.photos)
-    objective = loss.bind(model, prompt=attack.instance_prompt, clean=clean, start=inputs.photos)
+    objective = loss.bind(
+        model,
+        prompt=attack.instance_prompt,
+        clean=lambda: model.posterior(inputs.photos),
+        start=lambda: inputs.photos,
+    )
     drawn = draw_batches(
         inputs.surrogates[0].draws, "0 perturb", inputs.names, 6, [model.timesteps] * 2
     )

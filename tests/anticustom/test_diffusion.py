@@ -26,3 +26,15 @@ def test_an_image_depends_on_its_first_noise_alone(model, scheduler):
     first = sampled(model, scheduler)
     torch.manual_seed(2)
     assert torch.equal(sampled(model, scheduler), first)
+
+
+def test_noise_is_added_in_bfloat16_where_the_model_is(new_model):
+    """As in the released code, whose scheduler then adds none at the first timesteps."""
+    whole, rounded = new_model(), new_model("bfloat16")
+    latents, noise = torch.zeros(3, *whole.latent_shape), torch.ones(3, *whole.latent_shape)
+    timesteps = torch.tensor([0, 1, 500])
+    exact, rough = (model.noisy(latents, noise, timesteps) for model in (whole, rounded))
+    assert exact.dtype == torch.float32
+    assert (exact[:2] > 0.01).all()
+    assert (rough[:2] == 0).all()
+    torch.testing.assert_close(rough[2].float(), exact[2], rtol=1e-2, atol=0)

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from anticustom.adapters import ATTENTION, add_adapters
+from anticustom.adapters import ATTENTION, Adapters, add_adapters
 from anticustom.customizers.custom_diffusion import text_projections
 from anticustom.customizers.rare_word import embeddings, trained_embeddings
 from anticustom.diffusion import LatentDiffusion
@@ -172,9 +172,9 @@ def test_forward_shapes(release, model):
 @pytest.mark.parametrize("attack", ["aspl", "simac"])
 def test_the_image_gradient_of_every_attacks_loss(model, configured, attack):
     loss = configured("attack", f"attack={attack}").loss
-    with torch.no_grad():
-        clean = model.posterior(photos())
-    objective = loss.bind(model, prompt=PROMPT, clean=clean, start=photos())
+    objective = loss.bind(
+        model, prompt=PROMPT, clean=lambda: model.posterior(photos()), start=photos
+    )
     terms = {}
 
     def noted(images, draw):
@@ -196,14 +196,14 @@ def test_bfloat16_weights_give_float32_losses_and_gradients(configured):
     with torch.no_grad():
         clean = model.posterior(photos())
     assert clean.mean.dtype == torch.float32
-    objective = loss.bind(model, prompt=PROMPT, clean=clean, start=photos())
+    objective = loss.bind(model, prompt=PROMPT, clean=lambda: clean, start=photos)
     gradient, per_image = image_gradient_and_loss(objective, photos(), drawn(model))
     assert gradient.dtype == per_image.dtype == torch.float32
     assert gradient.shape == (2, 3, 512, 512)
 
 
 def lora(model):
-    return add_adapters(model, ATTENTION, rank=4, seed=0)
+    return add_adapters(model, Adapters(rank=4, unet_layers=ATTENTION), 0)
 
 
 def assert_a_step_reaches(model, trained):

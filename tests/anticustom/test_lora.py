@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from anticustom.adapters import ATTENTION, add_adapters
+from anticustom.adapters import ATTENTION, Adapters, add_adapters
 from anticustom.customizers.lora import FILE, KOHYA_FILE
 
 SETTINGS = OmegaConf.load(Path(__file__).parents[2] / "conf/surrogate_model/_embedded.yaml")
@@ -92,12 +92,12 @@ def test_the_kohya_file(inputs_of, tmp_path):
 
 def test_a_layer_that_the_unet_lacks_is_named(new_model):
     with pytest.raises(ValueError, match=r"unet_layers: .* no linear layer or convolution 'to_x'"):
-        add_adapters(new_model(), [*ATTENTION, "to_x"], rank=4, seed=0)
+        add_adapters(new_model(), Adapters(rank=4, unet_layers=[*ATTENTION, "to_x"]), 0)
 
 
 def test_untrained_adapters_change_nothing(new_model):
     model, plain = new_model(), samples(new_model())
-    parameters = add_adapters(model, EMBEDDED_LAYERS, rank=4, seed=0)
+    parameters = add_adapters(model, Adapters(rank=4, unet_layers=EMBEDDED_LAYERS), 0)
     torch.testing.assert_close(samples(model), plain)
     assert not any(parameter.requires_grad for parameter in parameters)
     assert all(4 in parameter.shape[:2] for parameter in parameters)
@@ -106,11 +106,26 @@ def test_untrained_adapters_change_nothing(new_model):
 def test_adapters_are_those_of_their_seed(new_model):
     def weights(seed):
         torch.manual_seed(torch.seed() % 2**31)  # whatever the global generator does
-        return add_adapters(new_model(), ATTENTION, rank=4, seed=seed)
+        return add_adapters(new_model(), Adapters(rank=4, unet_layers=ATTENTION), seed)
 
     one, same, other = weights(0), weights(0), weights(1)
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_adapters_start_as_they_are_told(new_model):
+    def first_matrices(initialization):
+        adapters = Adapters(rank=4, unet_layers=ATTENTION, initialization=initialization)
+        matrices = add_adapters(new_model(), adapters, 0)
+        assert all((one == 0).all() for one in matrices[1::2])
+        return matrices[::2]
+
+    for one in first_matrices("kaiming_uniform"):
+        assert 0.75 * one.shape[1] ** -0.5 < one.abs().max() <= one.shape[1] ** -0.5
+    everything = torch.cat([one.flatten() for one in first_matrices("gaussian")])
+    assert everything.std().item() == pytest.approx(1 / 4, rel=0.05)
+    with pytest.raises(ValueError, match=r"^customizer\.initialization='zeros': expected kaiming"):
+        replace(CUSTOMIZERS["lora"], initialization="zeros")
 
 
 def test_lora_trains_the_adapters_alone(inputs_of, new_model):

@@ -32,7 +32,8 @@ def draw(model, draws):
 def bound(loss, model, clean, start=None):
     with torch.no_grad():
         posterior = model.posterior(clean)
-    return loss.bind(model, prompt=PROMPT, clean=posterior, start=clean if start is None else start)
+    start = clean if start is None else start
+    return loss.bind(model, prompt=PROMPT, clean=lambda: posterior, start=lambda: start)
 
 
 def gradient_of(term, images):
@@ -137,7 +138,7 @@ def test_features_are_of_levels_or_of_single_blocks(model, pictures, draw):
     for chosen, expected in {
         (3,): [name for name in layers if name.startswith("3.")],
         ("3.0",): ["3.0"],
-        (3.0, "1"): [name for name in layers if name.startswith("1.")] + ["3.0"],
+        ("3.0", "1"): [name for name in layers if name.startswith("1.")] + ["3.0"],
     }.items():
         found = features(*chosen)
         assert len(found) == len(expected)
@@ -145,8 +146,8 @@ def test_features_are_of_levels_or_of_single_blocks(model, pictures, draw):
             assert torch.equal(one, every[layers.index(name)])
     with pytest.raises(ValueError, match=r"the decoder has no 3\.7, but 0\.0, 0\.1"):
         features(3, "3.7")
-    for wrong in ([], ["3."], ["last"], [-1]):
-        with pytest.raises(ValueError, match=r"^loss\.up_blocks=.*such as 3\.0"):
+    for wrong in ([], ["3."], ["last"], [-1], [3.0]):
+        with pytest.raises(ValueError, match=r"^loss\.up_blocks=.*such as \"3\.0\""):
             FeatureInterference(up_blocks=wrong)
 
 

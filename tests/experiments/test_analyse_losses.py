@@ -21,12 +21,15 @@ def subject(random_sd):
     return read_subject(words, model=str(random_sd), identity="0", photos=1, seed=0)
 
 
-@pytest.mark.parametrize("method", ["advdm", "fsmg", "aspl", "simac", "e_aspl"])
+@pytest.mark.parametrize(
+    "method", ["advdm", "fsmg", "aspl", "simac", "t_fsmg", "e_aspl", "e_aspl_released"]
+)
 def test_every_method_takes_the_same_steps_and_shows_its_photos(subject, method):
-    trace = Trace(silent)
+    trace = Trace(silent, 2)
     words = same_steps(method, 3, 2, fit_steps=2)
+    assert any("training_steps" in word for word in words) == ("fsmg" in method)
     words += ["timestep_policy.keep=900"] if method == "simac" else []
-    if method == "e_aspl":
+    if method.startswith("e_aspl"):
         second = "attack.others.second"
         words += [f"{second}.path={subject.model.path}", f"{second}.gallery.steps=1"]
     protected = attacked(subject, words, progress=trace, checkpoint=trace)
@@ -40,7 +43,7 @@ def test_every_method_takes_the_same_steps_and_shows_its_photos(subject, method)
 
 def test_watching_changes_nothing(subject):
     words = same_steps("aspl", 2, 2, fit_steps=None)
-    trace = Trace(silent)
+    trace = Trace(silent, 2)
     watched = attacked(subject, words, progress=trace, checkpoint=trace)
     assert torch.equal(watched, attacked(subject, words, progress=silent))
 

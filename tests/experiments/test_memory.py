@@ -5,7 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from anticustom import model_files
-from anticustom.adapters import add_adapters
+from anticustom.adapters import Adapters, add_adapters
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
 from experiments import memory, memory_counting, memory_table
@@ -108,7 +108,8 @@ def test_adapters_are_counted_as_they_are():
     layers = ["to_q", "conv1", "proj_in"]
     model = model_files.load("tiny")
     counted = of_adapters(FineTuning(learning_rate=1e-4), model, layers, 4)
-    assert counted.count == sum(p.numel() for p in add_adapters(model, layers, 4, 0))
+    adapters = add_adapters(model, Adapters(rank=4, unet_layers=layers), 0)
+    assert counted.count == sum(p.numel() for p in adapters)
 
 
 def test_steps_are_counted_in_their_own_precision():
