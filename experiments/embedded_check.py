@@ -40,17 +40,20 @@ SWEEPS = (
 )
 
 
-def run_sweep(sweep: Sequence[str], identity: int, output_dir: Path, log: Path) -> None:
-    """Run a sweep of an identity on one thread; raises CalledProcessError naming the log."""
+def run_sweep(sweep: Sequence[str], identity: int, output_dir: Path, log: Path) -> bool:
+    """Run a sweep of an identity on one thread; return whether it succeeded."""
     shared = [f"dataset.identities=[{identity}]", f"output_dir={output_dir}", "tracker=none"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "run.py"), "-m", *shared, *sweep]
     with log.open("a") as file:
-        subprocess.run(command, check=True, stdout=file, stderr=file, env=environment, cwd=ROOT)
+        ended = subprocess.run(command, stdout=file, stderr=file, env=environment, cwd=ROOT)
+    return ended.returncode == 0
 
 
 def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None:
-    """Run every sweep on every identity, `processes` at a time."""
+    """Run every sweep on every identity, `processes` at a time; where any failed, end the process
+    with the names of their logs.
+    """
     logs = output_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     pairs = list(product(SWEEPS, identities))
@@ -59,9 +62,13 @@ def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None
             pool.submit(run_sweep, sweep, number, output_dir, logs / f"{number}.txt")
             for sweep, number in pairs
         ]
+        failed = {}
         for done, ((sweep, number), job) in enumerate(zip(pairs, jobs, strict=True), 1):
-            job.result()
+            if not job.result():
+                failed[number] = str(logs / f"{number}.txt")
             print(f"{done} of {len(jobs)}: identity {number}, {' '.join(sweep)}", flush=True)
+    if failed:
+        sys.exit(f"error: sweeps failed, run again for them: see {', '.join(failed.values())}")
 
 
 class Results:

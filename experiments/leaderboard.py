@@ -190,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         found, pictures = read(asked.records)
         write(leaderboard(found, pictures), asked.output_dir)
-    except (records.RecordError, StandingsError) as error:
+    except (records.RecordError, StandingsError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"{len(found)} records -> {asked.output_dir / 'index.html'}")
 

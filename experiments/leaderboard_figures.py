@@ -35,12 +35,11 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     score are in none.
     """
     settings: dict[Setting, list[Row]] = defaultdict(list)
-    for row in rows:
-        if row.score.mean is not None:
-            settings[row.configuration.setting].append(row)
+    scored = [row for row in rows if row.score.mean is not None]
+    for row in scored:
+        settings[row.configuration.setting].append(row)
     settings = {setting: _comparable(of) for setting, of in settings.items()}
-    shown = [row for of in settings.values() for row in of]
-    methods = sorted({row.configuration.method for row in shown})
+    methods = sorted({row.configuration.method for of in settings.values() for row in of})
     found = {}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user's own matplotlibrc says
@@ -51,9 +50,11 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
             title = f"{setting.dataset}, {setting.customizer}, {setting.title}"
             found[f"{_slug(title, found)}.svg"] = (title, _of_setting(of, methods))
         for backbone in sorted({setting.backbone for setting in settings}):
-            of = [row for row in shown if row.configuration.setting.backbone == backbone]
+            # at each budget of a setting the people of most of its rows
+            own = [row for row in scored if row.configuration.setting.backbone == backbone]
+            of = [row for row in own if row.comparable]
             if any(not is_unprotected(row.configuration) for row in of):
-                title = f"{_score(backbone).capitalize()} of every method in every setting"
+                title = f"{_score(backbone).capitalize()} by setting and budget"
                 found[f"{_slug(f'settings {backbone}', found)}.svg"] = (title, _heat_map(of))
     return found
 

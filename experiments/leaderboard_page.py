@@ -16,7 +16,7 @@ from experiments.leaderboard_columns import (
     identities_text,
     rank_text,
 )
-from experiments.samples import is_unprotected, natural
+from experiments.samples import natural
 from experiments.standings import Row
 
 
@@ -91,13 +91,18 @@ def _entry(
 
 def _picture(
     row: Row, found: Mapping[str, Mapping], pictures: Mapping[str, bytes]
-) -> tuple[str, str] | None:
-    """The identity and the base64 text of the first strip of a row."""
-    unprotected = is_unprotected(row.configuration)
-    # the strip of another method's record shows what that one protected
-    own = [name for name in row.records if (found[name]["attack"] == "none") == unprotected]
-    shown = [(found[name]["identity"], name) for name in own if name in pictures]
-    if not shown:
+) -> dict[str, str] | None:
+    """The first strip of a row: its identity, its attack, and its base64 text.
+
+    That of unprotected photos may be of another attack, which shows them too.
+    """
+    of_attack = row.configuration.method.split(" (")[0]
+
+    def place(name: str) -> tuple:
+        return found[name]["attack"] != of_attack, natural(found[name]["identity"])
+
+    name = min((name for name in row.records if name in pictures), key=place, default=None)
+    if name is None:
         return None
-    identity, name = min(shown, key=lambda of: natural(of[0]))
-    return identity, base64.b64encode(pictures[name]).decode()
+    content = base64.b64encode(pictures[name]).decode()
+    return {key: found[name][key] for key in ("identity", "attack")} | {"content": content}

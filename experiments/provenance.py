@@ -1,5 +1,6 @@
 """Where a number comes from: versions, machine, digests of files, peak memory."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -114,8 +115,8 @@ def _cpu_facts() -> dict[str, str]:
 
 
 def peak_memory_bytes() -> dict:
-    """High-water marks: `cpu` resident set of this process, `cuda` (or None) allocated by torch
-    since `reset_peak_memory`.
+    """High-water marks since `reset_peak_memory`: `cpu` resident set of this process, `cuda` (or
+    None) allocated by torch.
     """
     torch = _torch_on_gpu()
     cuda = torch.cuda.max_memory_allocated() if torch else None
@@ -123,7 +124,9 @@ def peak_memory_bytes() -> dict:
 
 
 def reset_peak_memory() -> None:
-    """Forget what torch allocated on the GPU so far; a process's resident set has no such thing."""
+    """Forget the high-water marks so far; that of the resident set where the system is Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
     if torch := _torch_on_gpu():
         torch.cuda.reset_peak_memory_stats()
 

@@ -6,12 +6,13 @@ anybody else are never copied.
 """
 
 import argparse
+import contextlib
 import functools
 import io
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from PIL import Image
@@ -56,7 +57,8 @@ def publish(files: Sequence[Path], target: Path) -> list[Path]:
         files_of_pair = [chosen[k][0] if k in chosen else target / f"{k}.json" for k in (old, new)]
         raise records.RecordError(_twin(*files_of_pair, together[new]))
     written = [records.write(record, target, name) for name, (_, record) in chosen.items()]
-    to_show = [name for name in _to_show(together, configured, set(strips)) if name in chosen]
+    shown = {configured[name] for name in strips}
+    to_show = _to_show({name: record for name, (_, record) in chosen.items()}, configured, shown)
     made = {name: strip_of(*chosen[name]) for name in to_show}
     return written + [
         atomic_write(target / f"{k}.jpg", strip) for k, strip in made.items() if strip
@@ -80,10 +82,12 @@ def _twin(old: Path, new: Path, record: Mapping) -> str:
 
 
 def _to_show(
-    found: Mapping[str, Mapping], configured: Mapping[str, Configuration], strips: set[str]
+    found: Mapping[str, Mapping],
+    configured: Mapping[str, Configuration],
+    shown: Set[Configuration],
 ) -> list[str]:
     """For each configuration that has no strip yet, the record of its first identity that may."""
-    done = {configured[name] for name in strips}
+    done = set(shown)
     order = sorted(found, key=lambda name: (natural(found[name]["identity"]), name))
     wanted = []
     for name in order:
@@ -144,8 +148,10 @@ def _artifacts(stage: Path) -> dict[str, Artifact]:
     """The finished artifacts of a stage by their digest; damaged ones, which the store has set
     aside under other names, are none.
     """
-    manifests = sorted(stage.glob(f"*/[!.]*/{MANIFEST}"))
-    found = [Artifact(path.parent, json.loads(path.read_text())) for path in manifests]
+    found = []
+    for path in sorted(stage.glob(f"*/[!.]*/{MANIFEST}")):
+        with contextlib.suppress(ValueError):  # damaged since, which no run has seen yet
+            found.append(Artifact(path.parent, json.loads(path.read_text())))
     return {
         artifact.digest: artifact
         for artifact in found
@@ -160,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     try:
         written = publish(files_of(asked.paths), asked.target)
-    except (records.RecordError, StoreError) as error:
+    except (records.RecordError, StoreError, OSError) as error:
         sys.exit(f"error: {error}")
     strips = sum(path.suffix == ".jpg" for path in written)
     print(f"{len(written) - strips} records and {strips} strips of pictures -> {asked.target}")

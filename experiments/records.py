@@ -160,7 +160,10 @@ def read(path: Path) -> dict:
         text = Path(path).read_text(encoding="utf-8")
         record = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except ValueError as error:
-        raise RecordError(f"{path}: not a JSON file ({error}); delete it and run again") from None
+        raise RecordError(
+            f"{path}: no record, for it is no JSON file ({error}); name records, or run again what "
+            "it was to hold"
+        ) from None
     check(record, path)
     return record
 

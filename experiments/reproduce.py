@@ -12,7 +12,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +129,26 @@ def scores(record: Mapping) -> Iterator[tuple[str, float | None]]:
                 yield f"{part} {metric}", of[metric]
 
 
+def processors_of(found: Iterable[Mapping]) -> str:
+    """What made the records, in words."""
+    kinds = [of for record in found for of in record.get("processors", {}).values()]
+    return ", ".join(sorted(set(kinds))) or "not recorded"
+
+
+def summary(numbers: Sequence[Number]) -> str:
+    """A row for each score: how many of its numbers moved, and by how much."""
+    rows = []
+    for score in dict.fromkeys(number.score for number in numbers):
+        own = [number for number in numbers if number.score == score]
+        steps = [number.difference for number in own if number.difference is not None]
+        moved = sum(number.committed != number.again for number in own)
+        mean = sum(steps) / len(steps) if steps else None
+        largest = max(map(abs, steps), default=None)
+        rows.append([score, len(own), moved, _text(mean, "+"), _text(largest)])
+    headings = ["score", "numbers", "moved", "mean difference", "largest"]
+    return tabulate(rows, headings, disable_numparse=True)
+
+
 def report(numbers: Sequence[Number], missing: Sequence[str]) -> str:
     moved = [number for number in numbers if number.committed != number.again]
     blocks = []
@@ -140,6 +161,7 @@ def report(numbers: Sequence[Number], missing: Sequence[str]) -> str:
         blocks.append(tabulate(rows, headings, disable_numparse=True))
         steps = [abs(number.difference) for number in moved if number.difference is not None]
         blocks.append(f"largest absolute difference: {max(steps, default=0):.6g}")
+        blocks.append(f"\n{summary(numbers)}\n")
     blocks += [f"did not come again: {name}" for name in missing]
     blocks.append(f"{len(numbers) - len(moved)} of {len(numbers)} numbers are the same")
     return "\n".join(blocks)
@@ -150,18 +172,28 @@ def _text(value: float | None, sign: str = "") -> str:
 
 
 def again_in(
-    folder: Path, committed: Mapping[str, Mapping], wanted: Sequence[tuple[str, int]]
+    folder: Path,
+    committed: Mapping[str, Mapping],
+    wanted: Sequence[tuple[str, int]],
+    processes: int = 1,
 ) -> tuple[list[Number], list[str]]:
-    """Run all commands, those of a number of threads in a folder of its own, and compare there."""
+    """Run all commands, `processes` at a time and those of a number of threads in a folder of its
+    own, and compare there.
+    """
     places = {threads: folder / f"threads-{threads}" for _, threads in wanted}
-    for k, (command, threads) in enumerate(wanted, 1):
-        print(f"{k} of {len(wanted)}: {command}", flush=True)
-        log = folder / "logs" / f"reproduce-{k}.txt"
-        if not run(command, threads, places[threads], log):
-            print(f"  failed: see {log}", flush=True)
-    numbers, missing = [], []
+    logs = [folder / "logs" / f"reproduce-{k}.txt" for k in range(1, len(wanted) + 1)]
+    with ThreadPoolExecutor(processes) as pool:
+        jobs = [
+            pool.submit(run, command, threads, places[threads], log)
+            for (command, threads), log in zip(wanted, logs, strict=True)
+        ]
+        for k, ((command, _), job, log) in enumerate(zip(wanted, jobs, logs, strict=True), 1):
+            failed = "" if job.result() else f"\n  failed: see {log}"
+            print(f"{k} of {len(wanted)}: {command}{failed}", flush=True)
+    numbers, missing, made = [], [], []
     for threads, place in places.items():
         again, _ = read(place / "records")
+        made += again.values()
         own = {
             name: record
             for name, record in committed.items()
@@ -169,6 +201,8 @@ def again_in(
         }
         found, lacking = compared(own, again)
         numbers, missing = numbers + found, missing + lacking
+    print(f"committed records: made by {processors_of(committed.values())}")
+    print(f"again: made by {processors_of(made)}")
     return numbers, missing
 
 
@@ -176,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/reproduce"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    parser.add_argument("--processes", type=int, default=cores, help="commands at once")
     asked = parser.parse_args(arguments)
     folder = asked.output_dir.absolute() / state_of_code(ROOT)
     try:
@@ -186,8 +222,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"error: --records {asked.records}: no record there that a run made; name a folder "
                 "of such records"
             )
-        numbers, missing = again_in(folder, committed, wanted)
-    except records.RecordError as error:
+        own = [record for record in committed.values() if "imported" not in record]
+        hours = sum(sum(record["seconds"].values()) for record in own) / 3600
+        print(f"{len(wanted)} commands of about {hours:.0f} core hours, as the records took")
+        numbers, missing = again_in(folder, committed, wanted, asked.processes)
+    except (records.RecordError, OSError) as error:
         sys.exit(f"error: {error}")
     print(report(numbers, missing))
     sys.exit(1 if missing else 0)

@@ -62,6 +62,17 @@ class Outcome:
         }
 
     @property
+    def made_with(self) -> dict[str, dict]:
+        """Versions that protected the photos and made the victim of each arm and its gallery,
+        where they are not those of this process.
+        """
+        made = {"protect": self.protected}
+        made |= {f"{arm} victim": self.victims[arm] for arm in ARMS}
+        made |= {f"{arm} gallery": self.galleries[arm] for arm in ARMS}
+        found = {name: artifact.manifest["versions"] for name, artifact in made.items()}
+        return {name: of for name, of in found.items() if of != versions()}
+
+    @property
     def peak_memory_bytes(self) -> dict:
         """The most that any of the artifacts took, whatever process made it."""
         made = [self.protected, *self.victims.values(), *self.galleries.values(), self.strangers]
@@ -136,6 +147,7 @@ def _origin(outcome: Outcome) -> dict:
         "command": command_of(HydraConfig.get()),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
+        "made_with": outcome.made_with,
         "machine": outcome.machine,
         "processors": outcome.processors,
     }

@@ -104,8 +104,18 @@ def groups(
                 for person, seeds in usual
                 if set(seeds) <= set(clean.runs.get(person, ()))
             }
-            beside = replace(clean.configuration, eps=eps)
-            twin = replace(clean, configuration=beside, runs=runs)
+            used = [
+                name
+                for name in clean.records
+                if records[name]["seed"] in runs.get(records[name]["identity"], ())
+            ]
+            twin = replace(
+                clean,
+                configuration=replace(clean.configuration, eps=eps),
+                records=tuple(used),
+                runs=runs,
+                processors=_processors(used, records, "unprotected"),
+            )
             yield [*budgets[eps], twin] if runs else budgets[eps]
         if not budgets:
             yield [clean]

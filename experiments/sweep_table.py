@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from experiments.disk import atomic_write
 
 FAILURE, OUTCOME = "error.txt", "job.json"  # what a job leaves in its folder
+SHARD = "dataset.shard="
 KEYS = ("identity_retention", "ism", "ism_failures_as_0", "fdfr", "brisque")
 COLUMNS = [("unprotected", KEYS[0]), *(("protected", key) for key in KEYS)]
 
@@ -23,7 +25,7 @@ class SweepTable(Callback):
     with 1 if some failed.
 
     Each job leaves its outcome in its folder, for a launcher may send it to another process. Of
-    jobs that came to the same records only the first is shown.
+    jobs that came to the same records only the first is shown; shards of one job are one row.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -78,13 +80,16 @@ def _outcomes(config: DictConfig) -> list[Path]:
 def _print_table(outcomes: Sequence[Mapping]) -> None:
     from experiments import records
 
-    jobs: dict[tuple[str, ...], tuple[list[str], list[Mapping]]] = {}
+    shards: dict[tuple[str, ...], list[str]] = {}  # by their records, the overrides
     for outcome in outcomes:
         if paths := tuple(outcome["records"]):
-            read = [records.read(Path(path)) for path in paths]
-            jobs.setdefault(paths, (outcome["overrides"], read))
-    if len(jobs) > 1:
-        text = f"\n{sweep_table(list(jobs.values()))}\n"
+            shards.setdefault(paths, outcome["overrides"])
+    jobs: dict[tuple[str, ...], list[Mapping]] = defaultdict(list)
+    for paths, overrides in shards.items():
+        whole = tuple(word for word in overrides if not word.startswith(SHARD))
+        jobs[whole] += [records.read(Path(path)) for path in paths]
+    if len(shards) > 1:
+        text = f"\n{sweep_table(list(jobs.items()))}\n"
         encoding = sys.stdout.encoding or "utf-8"
         print(text.encode(encoding, "replace").decode(encoding))
 

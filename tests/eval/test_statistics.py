@@ -94,3 +94,22 @@ def test_many_signed_rank_tests_are_those_of_each_pair():
     assert signed_rank_p_values(rows) == pytest.approx(expected)
     assert signed_rank_p_values([[0.0, 0.0], [None, 0.5, 0.25], [None], []]) == [1, 0.5, None, None]
     assert signed_rank_p_values([]) == []
+
+
+def test_ties_are_exact_and_found_in_decimals():
+    tied = [0.1, 0.1, -0.1, 0.2, 0.2, 0.3, 0.4, -0.2, 0.5, 0.5, 0.6]
+    exact = stats.wilcoxon(tied, method=stats.PermutationMethod(n_resamples=10**9)).pvalue
+    assert signed_rank_p_values([tied]) == [pytest.approx(exact)]
+    in_binary = [0.55 - 0.50, 0.35 - 0.30, 0.40 - 0.35, 0.2, 0.3, -0.1 - 0.1]
+    assert signed_rank_p_values([in_binary]) == signed_rank_p_values(
+        [[0.05, 0.05, 0.05, 0.2, 0.3, -0.2]]
+    )
+    no_difference = (0.1 + 0.2) / 2 - (0.15 + 0.15) / 2
+    assert no_difference != 0
+    assert signed_rank_p_values([[no_difference] * 6]) == [1]
+
+
+def test_an_interval_without_an_end_ends_at_the_mean():
+    with np.errstate(invalid="ignore"), pytest.warns(stats.DegenerateDataWarning):
+        found = estimate([0.0] * 11 + [2e-10])
+    assert np.isfinite([found.low, found.high]).all()

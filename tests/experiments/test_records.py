@@ -163,5 +163,5 @@ def test_reading_refuses_other_versions_and_other_files(record, tmp_path):
     with pytest.raises(RecordError, match=r"x\.json: schema_version is None"):
         read(path)
     path.write_text('{"half":')
-    with pytest.raises(RecordError, match=r"x\.json: not a JSON file"):
+    with pytest.raises(RecordError, match=r"x\.json: no record, for it is no JSON"):
         read(path)
