@@ -70,6 +70,19 @@ def test_publishing_again_adds_only_what_is_new(run_of, tmp_path):
     assert before.items() <= {path.name: path.read_bytes() for path in target.iterdir()}.items()
 
 
+def test_a_strip_comes_with_any_person_who_has_pictures(run_of, made_up, tmp_path):
+    """The first one's record may be committed already, from a run whose store is gone."""
+    target = tmp_path / "committed"
+    records.write(made_up(identity="1"), target, "old")
+    output_dir = run_of(new={"identity": "2"})
+    manifest = next(output_dir.glob("store/protect/*/*/manifest.json"))
+    broken = manifest.parents[1] / "broken" / manifest.name
+    broken.parent.mkdir()
+    broken.write_text("{")
+    main([str(output_dir), "--target", str(target)])
+    assert names(target, ".jpg") == ["new.jpg"]
+
+
 @pytest.mark.parametrize("name", ["folder", "vggface2", "portraits"])
 def test_pictures_of_anybody_else_are_never_copied(run_of, tmp_path, name):
     config = {"dataset": {"_target_": "anticustom.identities.Folder", "photos_per_set": 4}}

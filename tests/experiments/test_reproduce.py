@@ -9,6 +9,7 @@ from experiments.reproduce import (
     main,
     report,
     state_of_code,
+    summary,
 )
 
 
@@ -27,6 +28,8 @@ def test_numbers_that_moved_are_told_from_those_that_did_not(made_up):
     assert f"{len(numbers) - 2} of {len(numbers)} numbers are the same" in text
     row = next(line for line in text.splitlines() if "identity_retention" in line)
     assert row.split() == ["b", "protected", "identity_retention", "0.4", "0.375", "-0.025"]
+    table = [line.split() for line in summary(numbers).splitlines()]
+    assert ["protected", "identity_retention", "2", "1", "-0.0125", "0.025"] in table
 
 
 def test_other_settings_are_other_records(made_up):

@@ -65,6 +65,7 @@ def test_peak_memory_and_machine_are_those_of_the_artifacts(finished, command, t
             manifest = json.loads((folder / "manifest.json").read_text())
             manifest["facts"]["peak_memory_bytes"] = {"cpu": 10 * peak, "cuda": peak}
             manifest["facts"]["machine"] |= {"cores": peak, "cpu_kind": f"model {peak}"}
+            manifest["versions"]["torch"] = f"1.{peak}"
             del manifest["seal"]  # which would tell
             (folder / "manifest.json").write_text(json.dumps(manifest))
     arguments = [word for word in finished.arguments if not word.startswith("output_dir=")]
@@ -77,6 +78,15 @@ def test_peak_memory_and_machine_are_those_of_the_artifacts(finished, command, t
     assert kinds == {"protect": 1, "unprotected": 2, "protected": 2}  # victim and gallery
     assert record["processors"]["protect"].endswith(", model 96")
     assert record["processors"]["unprotected"].endswith(", model 24")
+    assert finished.record["made_with"] == {}
+    made_with = {name: of["torch"] for name, of in record["made_with"].items()}
+    assert made_with == {
+        "protect": "1.96",
+        "unprotected victim": "1.48",
+        "protected victim": "1.48",
+        "unprotected gallery": "1.24",
+        "protected gallery": "1.24",
+    }
     assert record["scores"] == finished.record["scores"]
 
 

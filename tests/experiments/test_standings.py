@@ -161,6 +161,7 @@ def test_unprotected_records_serve_every_budget_with_its_identities(benchmark_of
     ]
     assert rows[1].identities == ("0", "1", "2")
     assert "psnr" not in rows[1].scores
+    assert {records[name]["identity"] for name in rows[1].records} == {"0", "1", "2"}
     only = standings({k: r for k, r in records.items() if r["attack"] == "none"})
     assert [(row.configuration.eps, len(row.identities)) for row in only] == [(0, 5)]
 
