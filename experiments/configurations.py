@@ -150,13 +150,12 @@ def details_of_method(record: Mapping) -> dict:
 
 
 def differences(details: Sequence[Mapping]) -> list[str]:
-    """What each has that the most common does not, in words; where two are equally common, what
-    each has that not all have. What differs with its group is left to that.
+    """What each has that the usual one does not, in words; where none is usual, what each has that
+    not all have. What differs with its group is left to that.
     """
     texts = [json.dumps(one, sort_keys=True) for one in details]
     flat = {text: dict(_flat(json.loads(text))) for text in dict.fromkeys(texts)}
-    first, *second = Counter(texts).most_common(2)
-    usual = flat[first[0]] if not second or first[1] > second[0][1] else None
+    usual = _usual(Counter(texts), flat)
     keys = dict.fromkeys(key for one in flat.values() for key in one)
     if usual:
         unlike = {
@@ -174,6 +173,21 @@ def differences(details: Sequence[Mapping]) -> list[str]:
     words = [_words(flat, chosen) for chosen in (briefly, told, unlike)]
     chosen = next((one for one in words if len(set(one.values())) == len(flat)), words[-1])
     return [chosen[text] for text in texts]
+
+
+def _usual(counts: Counter, flat: Mapping[str, Mapping]) -> Mapping | None:
+    """The most common; of equally common ones that from which the others differ in the fewest
+    settings, None if two are alike in this too.
+    """
+    most = max(counts.values())
+    keys = dict.fromkeys(key for one in flat.values() for key in one)
+    values = {key: Counter(one.get(key) for one in flat.values()) for key in keys}
+
+    def apart(text: str) -> int:
+        return sum(len(flat) - of[flat[text].get(key)] for key, of in values.items())
+
+    first, *second = sorted((apart(text), text) for text, n in counts.items() if n == most)
+    return flat[first[1]] if not second or first[0] < second[0][0] else None
 
 
 def _without_parts(keys: Sequence[str]) -> list[str]:

@@ -56,6 +56,18 @@ def test_each_tells_only_where_it_is_unlike_the_most_common(made_up):
     assert found["2"].method == "simac (steps=none)"
 
 
+def test_of_equally_common_ones_the_usual_is_that_which_the_others_vary(made_up):
+    plain = {"_target_": "PGD", "steps": 6, "clip": 1, "order": "keep"}
+    made = [plain, plain | {"steps": 12}, plain | {"clip": None}, plain | {"order": "restart"}]
+    found = configurations({f"{k}": made_up(config={"attack": a}) for k, a in enumerate(made)})
+    assert [of.method for of in found.values()] == [
+        "simac",
+        "simac (steps=12)",
+        "simac (clip=null)",
+        "simac (order=restart)",
+    ]
+
+
 def test_an_object_is_told_by_its_class_unless_its_settings_are_what_differs(made_up):
     attack = {"_target_": "anticustom.attacks.pgd.PGD", "steps": 6}
     part = {"_target_": "anticustom.adapters.Adapters", "rank": 4}
