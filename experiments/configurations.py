@@ -177,7 +177,7 @@ def differences(details: Sequence[Mapping]) -> list[str]:
 
 def _usual(counts: Counter, flat: Mapping[str, Mapping]) -> Mapping | None:
     """The most common; of equally common ones that from which the others differ in the fewest
-    settings, then that to which the others only add some; None where there is no such one.
+    settings, None if two are alike in this too.
     """
     most = max(counts.values())
     keys = dict.fromkeys(key for one in flat.values() for key in one)
@@ -186,10 +186,8 @@ def _usual(counts: Counter, flat: Mapping[str, Mapping]) -> Mapping | None:
     def apart(text: str) -> int:
         return sum(len(flat) - of[flat[text].get(key)] for key, of in values.items())
 
-    common = {text: apart(text) for text, n in counts.items() if n == most}
-    nearest = [flat[text] for text, n in common.items() if n == min(common.values())]
-    least = min(nearest, key=len)
-    return least if all(least.items() <= one.items() for one in nearest) else None
+    first, *second = sorted((apart(text), text) for text, n in counts.items() if n == most)
+    return flat[first[1]] if not second or first[0] < second[0][0] else None
 
 
 def _without_parts(keys: Sequence[str]) -> list[str]:

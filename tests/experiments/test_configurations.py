@@ -66,12 +66,6 @@ def test_of_equally_common_ones_the_usual_is_that_which_the_others_vary(made_up)
         "simac (clip=null)",
         "simac (order=restart)",
     ]
-    more = {"0": made_up(config={"attack": plain})}
-    more["1"] = made_up(config={"attack": plain | {"transforms": ["blur"]}})
-    assert [of.method for of in configurations(more).values()] == [
-        "simac",
-        'simac (transforms=["blur"])',
-    ]
 
 
 def test_an_object_is_told_by_its_class_unless_its_settings_are_what_differs(made_up):
