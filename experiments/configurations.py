@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from experiments.settings_in_use import in_use
+from experiments.settings_in_use import in_use, is_option
 
 OWN = "this project"
 AS_ASSUMED = "as_assumed"
@@ -202,7 +202,11 @@ def _without_parts(keys: Sequence[str]) -> list[str]:
 
 def _words(flat: Mapping[str, Mapping], keys: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {
-        text: ", ".join(_word(key, one.get(key, "none")) for key in keys[text])
+        text: ", ".join(
+            _word(key, one.get(key, "none"))
+            for key in keys[text]
+            if key in one or not is_option(key)
+        )
         for text, one in flat.items()
     }
 

@@ -20,6 +20,15 @@ LEFT_ALONE = {
 }
 
 
+# options that are in use only beside others
+BESIDE_OTHERS = ("training_precision", "transform_samples", "combination")
+
+
+def is_option(key: str) -> bool:
+    """Whether a setting, named with its place, says nothing where it is not in use."""
+    return key.rpartition(".")[2] in (*LEFT_ALONE, *BESIDE_OTHERS)
+
+
 def in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings but those that change nothing where they are left alone, so that an
     option that came later does not tell a method apart from its former self.

@@ -68,6 +68,16 @@ def test_of_equally_common_ones_the_usual_is_that_which_the_others_vary(made_up)
     ]
 
 
+def test_an_option_that_is_left_alone_says_nothing(made_up):
+    plain = {"_target_": "PGD", "steps": 6, "transforms": [], "transform_samples": 1}
+    made = [plain, plain | {"transforms": ["blur"]}]
+    found = configurations({f"{k}": made_up(config={"attack": a}) for k, a in enumerate(made)})
+    assert [of.method for of in found.values()] == [
+        "simac",
+        'simac (transform_samples=1, transforms=["blur"])',
+    ]
+
+
 def test_an_object_is_told_by_its_class_unless_its_settings_are_what_differs(made_up):
     attack = {"_target_": "anticustom.attacks.pgd.PGD", "steps": 6}
     part = {"_target_": "anticustom.adapters.Adapters", "rank": 4}
