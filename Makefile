@@ -20,7 +20,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: setup  ## Protect, customize and evaluate one embedded identity (4 minutes on two cores)
+demo: setup  ## Protect, customize and evaluate one embedded identity (4 to 8 minutes on two cores)
 	$(BIN)/python run.py
 
 test: setup  ## Run the tests
