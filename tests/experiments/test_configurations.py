@@ -132,10 +132,13 @@ def test_time_grows_with_the_number_of_methods_alone():
 
     def took(count: int) -> float:
         details = [{"a": {"b": str(k)}, "c": str(k % 7)} for k in range(count)]
-        started = time.process_time()
-        words = differences(details)
-        assert len(set(words)) == count
-        return time.process_time() - started
+        found = []
+        for _ in range(3):  # the collector walks over all that other tests left, now and then
+            started = time.process_time()
+            words = differences(details)
+            found.append(time.process_time() - started)
+            assert len(set(words)) == count
+        return min(found)
 
     took(10)
     assert took(4000) < 20 * max(took(400), 0.005)  # quadratic would be 100 times
