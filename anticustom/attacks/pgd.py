@@ -197,10 +197,8 @@ class PGD:
         for step, draw in enumerate(zip(*draws, strict=True)):
             samples = [plain]
             if self.transforms:
-                owner, phase = (
-                    (names, inputs.seed, inputs.identity),
-                    f"{iteration} transform {step}",
-                )
+                owner = names, inputs.seed, inputs.identity
+                phase = f"{iteration} transform {step}"
                 keys = [(*owner, f"{phase} {k}") for k in range(self.transform_samples)]
                 samples = [[self._through(key, m, clean, start) for m in members] for key in keys]
             gradient, loss = _summed(samples, images, draw)
