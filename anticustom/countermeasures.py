@@ -57,7 +57,7 @@ class JPEG:
 class Blur:
     """Gaussian blur; `sigma` in pixels."""
 
-    sigma: float = 1.4  # torchvision's for MetaCloak's kernel of 7 pixels
+    sigma: float = 1.4
 
     def __post_init__(self):
         _check(self, "sigma", Real, 0.1, 10)
@@ -144,7 +144,9 @@ class Purify:
         from diffusers import DDIMScheduler
 
         model = self.model
-        sampler = DDIMScheduler.from_config(model.scheduler.config, timestep_spacing="trailing")
+        # latents are not clipped, whatever sampler the model's folder has been saved with
+        options = {"timestep_spacing": "trailing", "clip_sample": False}
+        sampler = DDIMScheduler.from_config(model.scheduler.config, **options)
         sampler.set_timesteps(self.steps)
         timesteps = sampler.timesteps[sampler.timesteps < self.timestep].to(model.device)
         posterior = model.posterior(photo[None].to(model.device))

@@ -181,15 +181,19 @@ class Trainer:
         self.places[photo_set] = place + self.settings.batch_size
         return [(place + k) % count for k in range(self.settings.batch_size)]
 
-    def state(self) -> tuple[dict[str, Tensor], dict]:
-        """Return copies of all that training changes: tensors (weights, AdamW's moments), and the
-        places as plain numbers.
+    def state(self, device: str | None = None) -> tuple[dict[str, Tensor], dict]:
+        """Return copies, on `device` or where they are, of all that training changes: tensors
+        (weights, AdamW's moments), and the places as plain numbers.
         """
-        tensors = {f"parameter.{k}": p.detach().clone() for k, p in enumerate(self.parameters)}
+
+        def copy(of: Tensor) -> Tensor:
+            return of.detach().to(device or of.device, copy=True)
+
+        tensors = {f"parameter.{k}": copy(p) for k, p in enumerate(self.parameters)}
         for k, parameter in enumerate(self.parameters):
             moments = self.optimizer.state.get(parameter, {})
             for name, value in moments.items():
-                tensors[f"adam.{k}.{name}"] = torch.as_tensor(value).clone()
+                tensors[f"adam.{k}.{name}"] = copy(torch.as_tensor(value))
         return tensors, {"places": dict(self.places)}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict) -> None:

@@ -146,6 +146,7 @@ class TargetShift:
             raise ValueError(f"loss.denoising_weight={weight!r}: expected at least 0")
         if self.target is not None and not Path(self.target).is_file():
             raise ValueError(f"loss.target={self.target}: no such file; null takes a pattern")
+        target_image(self.target, 64)  # refuses a file that is no image now
 
     def bind(self, model: LatentDiffusion, *, prompt: str, clean, start) -> Objective:
         with torch.no_grad():
@@ -206,6 +207,19 @@ def decoder_layers(model: LatentDiffusion) -> dict[str, nn.Module]:
     }
 
 
+def chosen_layers(layers: Sequence[str], up_blocks: Sequence[int | str]) -> set[str]:
+    """Return those of a decoder's layers, by their names, that `up_blocks` names: levels or single
+    layers. Raises ValueError for blocks that the decoder lacks.
+    """
+    wanted = [str(one) for one in up_blocks]
+    found = {one: [n for n in layers if one in (n, n.partition(".")[0])] for one in wanted}
+    if lacking := [one for one, names in found.items() if not names]:
+        raise ValueError(
+            f"loss.up_blocks: the decoder has no {', '.join(lacking)}, but {', '.join(layers)}"
+        )
+    return {name for names in found.values() for name in names}
+
+
 @contextlib.contextmanager
 def recorded_features(
     model: LatentDiffusion, up_blocks: Sequence[int | str]
@@ -216,13 +230,8 @@ def recorded_features(
     Raises ValueError for blocks that the decoder lacks.
     """
     features: list[Tensor] = []
-    layers, wanted = decoder_layers(model), [str(one) for one in up_blocks]
-    found = {one: [n for n in layers if one in (n, n.partition(".")[0])] for one in wanted}
-    if lacking := [one for one, names in found.items() if not names]:
-        raise ValueError(
-            f"loss.up_blocks: the decoder has no {', '.join(lacking)}, but {', '.join(layers)}"
-        )
-    chosen = {name for names in found.values() for name in names}
+    layers = decoder_layers(model)
+    chosen = chosen_layers(list(layers), up_blocks)
     hooks = [
         layer.register_forward_hook(lambda layer, inputs, output: features.append(output))
         for name, layer in layers.items()

@@ -1,4 +1,4 @@
-"""Files of latent diffusion models in the diffusers layout: embedded, in a folder, on the hub."""
+"""Files of latent diffusion models in the diffusers layout: embedded, or in a folder."""
 
 import json
 from pathlib import Path
@@ -28,6 +28,16 @@ def image_size(folder: Path) -> int:
     return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
+def decoder_layer_names(folder: Path) -> list[str]:
+    """Return the names of the decoder's layers, as `losses.decoder_layers` does, of the model in a
+    diffusers folder.
+    """
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    levels, blocks = len(unet["up_block_types"]), unet.get("layers_per_block", 2)
+    counts = blocks[::-1] if isinstance(blocks, list) else [blocks] * levels
+    return [f"{level}.{k}" for level, count in enumerate(counts) for k in range(count + 1)]
+
+
 def shapes(folder: Path, precision: Precision) -> LatentDiffusion:
     """Return the model that the JSON files of a diffusers folder describe, its weights random: for
     counting, under FakeTensorMode, where they take no memory.
@@ -55,13 +65,11 @@ def shapes(folder: Path, precision: Precision) -> LatentDiffusion:
 def load(
     path: str,
     *,
-    revision: str | None = None,
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
     gradient_checkpointing: bool = False,
 ) -> LatentDiffusion:
-    """Return the model in the diffusers folder `path`, the embedded one of that name, or the hub's
-    at `revision`.
+    """Return the model in the diffusers folder `path`, or the embedded one of that name.
 
     `precision` is float32, mixed (bfloat16 compute, float32 weights) or bfloat16 (weights too).
     With `gradient_checkpointing`, UNet and VAE keep few activations and compute the others again.
@@ -70,23 +78,20 @@ def load(
     from transformers import CLIPTextModel, CLIPTokenizer
 
     folder = local_folder(path)
-    source = {"revision": revision, "local_files_only": folder is not None}
+    if folder is None:
+        raise ValueError(f"{path}: no folder of a model, nor an embedded model")
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 
     def network(kind, part: str, dtype_name: str):
-        weights = {"subfolder": part, "use_safetensors": True, dtype_name: dtype}
-        return kind.from_pretrained(str(folder or path), **weights, **source).to(device)
+        weights = {"use_safetensors": True, "local_files_only": True, dtype_name: dtype}
+        return kind.from_pretrained(folder / part, **weights).to(device)
 
     model = LatentDiffusion(
         vae=network(AutoencoderKL, "vae", "torch_dtype"),
         unet=network(UNet2DConditionModel, "unet", "torch_dtype"),
         text_encoder=network(CLIPTextModel, "text_encoder", "dtype"),
-        tokenizer=CLIPTokenizer.from_pretrained(
-            str(folder or path), subfolder="tokenizer", **source
-        ),
-        scheduler=DDPMScheduler.from_pretrained(
-            str(folder or path), subfolder="scheduler", **source
-        ),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=DDPMScheduler.from_pretrained(folder / "scheduler"),
         mixed=precision == "mixed",
     )
     if gradient_checkpointing:

@@ -100,6 +100,11 @@ class AdaptiveGreedy:
             raise ValueError(
                 f"timestep_policy.window={self.window!r}: expected at most keep={self.keep}"
             )
+        if self.max_rounds * self.window < 1000 - self.keep:
+            raise ValueError(
+                f"timestep_policy.max_rounds={self.max_rounds}: rounds of window={self.window} "
+                f"leave more than keep={self.keep} of 1000 timesteps: raise max_rounds or window"
+            )
         if self.margin > 500:
             raise ValueError(
                 f"timestep_policy.margin={self.margin!r}: expected at most half the 1000 timesteps"

@@ -12,6 +12,7 @@ from eval.faces import Face, FaceReader
 from eval.identity import failures_as_0, fdfr, over_detected, reference_embedding, similarity
 from eval.image_files import read_image
 from eval.image_quality import LIVE, Brisque, PyIQA
+from eval.metrics import METRICS
 from eval.recognizers import Recognizer, load_recognizer, require_backbone, weights_of
 
 # columns of a row that are no scores to average
@@ -25,11 +26,13 @@ class Scorer:
     backbone: str = "sface"  # or facenet
     brisque: bool = True
     ser_fiq: bool = True
-    pyiqa: Sequence[str] = ()  # names of further no-reference metrics of pyiqa
+    pyiqa: Sequence[str] = ()  # further metrics of pyiqa: of galleries, or of full reference
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         require_backbone(self.backbone)
+        if twice := [name for name in self.pyiqa if name in METRICS and name != "lpips"]:
+            raise ValueError(f"metrics.pyiqa={list(self.pyiqa)}: {twice[0]} is measured already")
         _ = self._pyiqa  # refuses a metric that cannot be loaded now, not after hours of training
 
     @property
@@ -76,7 +79,12 @@ class Scorer:
             row |= self._face_scores(face, file.name, target)
         if self.brisque:
             row["brisque"] = self._brisque(image)
-        return row | {metric.name: metric(image) for metric in self._pyiqa}
+        return row | {metric.name: metric(image) for metric in self._pyiqa if not metric.compares}
+
+    @property
+    def comparing(self) -> list[PyIQA]:
+        """The metrics of full reference, which compare protected photos with the clean ones."""
+        return [metric for metric in self._pyiqa if metric.compares]
 
     @property
     def _face_columns(self) -> list[str]:

@@ -44,10 +44,12 @@ class Brisque:
 
 
 class PyIQA:
-    """Any metric of pyiqa by its name, such as `musiq` or `lpips`.
+    """Any metric of pyiqa that scores one image, by its name, such as `musiq` or `lpips`.
 
-    Most need weights that pyiqa downloads on first use. Raises ValueError for an unknown name, and
-    where the weights can be had neither from disk nor from the network.
+    One of full reference (`compares`) takes the image that it is compared with, too. Most need
+    weights that pyiqa downloads on first use. Raises ValueError for an unknown name, for a metric
+    of other things, such as whole sets of images, and where the weights can be had neither from
+    disk nor from the network.
     """
 
     def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
@@ -69,16 +71,21 @@ class PyIQA:
             ) from None
         self.name = name
         self.device = torch.device(device)
+        self.compares = self.metric.metric_mode == "FR"
+        trial = torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(0))
+        try:
+            self(trial, *[trial] * self.compares)
+        except Exception as error:  # each of pyiqa's many metrics has its own
+            raise ValueError(
+                f"metric {name!r} of pyiqa does not score single images "
+                f"({' '.join(str(error).split())}); leave it out"
+            ) from error
 
-    @property
-    def direction(self) -> str:
-        """What the protector wants, as in `eval.metrics.METRICS`: worse images."""
-        return "higher" if self.metric.lower_better else "lower"
+    def __call__(self, image: Tensor, reference: Tensor | None = None) -> float | None:
+        """Return the score of one image, float32 (3, h, w) in [0, 1]; None where it is undefined.
 
-    def __call__(self, image: Tensor, reference: Tensor | None = None) -> float:
-        """Return the score of one image, float32 (3, h, w) in [0, 1].
-
-        Full-reference metrics compare it with `reference`, of the same shape.
+        A metric that compares does so with `reference`, of the same shape.
         """
         references = () if reference is None else (reference[None].to(self.device),)
-        return float(self.metric(image[None].to(self.device), *references))
+        score = float(self.metric(image[None].to(self.device), *references))
+        return score if math.isfinite(score) else None

@@ -12,27 +12,26 @@ from eval.image_quality import PyIQA
 
 
 def perceptibility(
-    clean: Sequence[Path], protected: Sequence[Path], *, lpips: bool = False
+    clean: Sequence[Path], protected: Sequence[Path], *, further: Sequence[PyIQA] = ()
 ) -> dict[str, object]:
-    """Return `linf`, `psnr`, `ssim` (and `lpips`) over all pairs, with a row per pair in `images`.
+    """Return `linf`, `psnr`, `ssim` and `further` metrics of full reference, such as `lpips`, over
+    all pairs, with a row per pair in `images`.
 
     `linf` is in grey levels and the largest over all images; the others are means. `psnr` is in
     dB over RGB, None for identical images, which its mean leaves out; `ssim` is pyiqa's, on
-    luminance. `lpips` needs weights that pyiqa downloads. Files pair in order and by name; raises
-    ValueError where names or sizes differ.
+    luminance. Files pair in order and by name; raises ValueError where names or sizes differ.
     """
     if not clean or [file.stem for file in clean] != [file.stem for file in protected]:
         raise ValueError(
             f"clean and protected images do not pair by name: {_names(clean)} against "
             f"{_names(protected)}; give both in the same order"
         )
-    distance = PyIQA("lpips") if lpips else None
-    rows = [_row(*files, distance) for files in zip(clean, protected, strict=True)]
+    rows = [_row(*files, further) for files in zip(clean, protected, strict=True)]
     means = {key: _mean([row[key] for row in rows]) for key in rows[0] if key != "image"}
     return {**means, "linf": max(row["linf"] for row in rows), "images": rows}
 
 
-def _row(clean_file: Path, protected_file: Path, lpips: PyIQA | None) -> dict[str, object]:
+def _row(clean_file: Path, protected_file: Path, further: Sequence[PyIQA]) -> dict[str, object]:
     # Inside, because importing pyiqa takes seconds.
     from pyiqa.archs.ssim_arch import SSIM
 
@@ -50,7 +49,7 @@ def _row(clean_file: Path, protected_file: Path, lpips: PyIQA | None) -> dict[st
         "psnr": 10 * math.log10(255**2 / squared_error) if squared_error else None,
         "ssim": float(SSIM()(protected[None], clean[None])),
     }
-    return row if lpips is None else {**row, "lpips": lpips(protected, clean)}
+    return row | {metric.name: metric(protected, clean) for metric in further}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

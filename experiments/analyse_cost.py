@@ -67,12 +67,14 @@ def operations(record: Mapping) -> int:
     attack = instantiate(settings, _convert_="object")
     if not attack.needs_surrogate:
         return 0
-    schedule = attack.surrogate_schedule
+    schedule, photos = attack.surrogate_schedule, len(record["perceptibility"]["images"])
+    others = [node["name"] for node in record["config"]["attack"].get("others", {}).values()]
 
     def of(iterations: int) -> int:
         own = replace(attack, surrogate_schedule=replace(schedule, iterations=iterations))
-        bench = Bench(record["surrogate_model"], "cpu", len(record["perceptibility"]["images"]))
-        call, _ = whole(bench, own)
+        names = [record["surrogate_model"], *others]
+        bench, *further = [Bench(name, "cpu", photos) for name in names]
+        call, _ = whole(bench, own, further)
         return counted(call)
 
     # all iterations but the first, before which there may be more to do, cost the same

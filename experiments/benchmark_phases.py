@@ -1,7 +1,7 @@
 """The phases that the benchmark measures, each a call on the shipped code with random inputs."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -162,14 +162,21 @@ def simac(bench: Bench) -> tuple[Callable[[], object], int]:
     return whole(bench, bench.attack)
 
 
-def whole(bench: Bench, attack: Any) -> tuple[Callable[[], object], int]:
-    """The whole of an attack on one identity."""
+def whole(
+    bench: Bench, attack: Any, others: Sequence[Bench] = ()
+) -> tuple[Callable[[], object], int]:
+    """The whole of an attack on one identity; `others` have an ensemble's further surrogates."""
     photos = bench.photos(bench.count).cpu()
-    start = [parameter.detach().clone() for parameter in all_weights(bench.model)]
+    models = [bench.model, *(other.model for other in others)]
+    weights = [parameter for model in models for parameter in all_weights(model)]
+    start = [parameter.detach().clone() for parameter in weights]
+
+    def class_images() -> tuple[tuple[str, ...], Tensor]:
+        return ("class",), photos[:1]
 
     def call() -> None:
         with torch.no_grad():
-            for parameter, value in zip(all_weights(bench.model), start, strict=True):
+            for parameter, value in zip(weights, start, strict=True):
                 parameter.copy_(value)
         attack(
             AttackInputs(
@@ -178,9 +185,7 @@ def whole(bench: Bench, attack: Any) -> tuple[Callable[[], object], int]:
                 photos=photos,
                 seed=0,
                 clean_set=(bench.names, photos),
-                surrogates=[
-                    SurrogateInputs(bench.model, bench.draws, lambda: (("class",), photos[:1]))
-                ],
+                surrogates=[SurrogateInputs(m, bench.draws, class_images) for m in models],
             )
         )
 

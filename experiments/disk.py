@@ -71,15 +71,19 @@ def atomic_write(path: Path, content: str | bytes) -> Path:
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, "Tensor"], facts: Mapping) -> None:
     """Replace the folder's checkpoint; `facts` is anything that JSON can hold."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
-    # cloned, because some may share memory, which the format refuses
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    held = set()
+    for name, tensor in tensors.items():  # some may share memory, which the format refuses
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in held else tensor
+        held.add(place)
     metadata = {"facts": json.dumps(facts)}
     metadata["sha256"] = _digest(tensors, metadata["facts"])
     # One writer at a time holds the folder: a fixed name leaves no pile of parts after kills.
     temporary = folder / f".{CHECKPOINT}.tmp"
-    temporary.write_bytes(save(tensors, metadata))
+    save_file(tensors, temporary, metadata)
     _publish(temporary, folder / CHECKPOINT)
 
 

@@ -5,11 +5,8 @@ aim with its figure. Killed, it goes on where it was.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -25,10 +22,17 @@ from experiments.photocopy_check import (
     followed_prompts,
     protected_similarity,
 )
+from experiments.processes import Run, outcomes, usable_cores
 
-ROOT = Path(__file__).parents[1]
 EPS = (4, 8, 16)
-AS_ASSUMED = ("none", 0, "as_assumed")  # counter-measure, clean photos, adversary
+CHECKED = {  # the setting
+    "countermeasure": "none",
+    "clean_photos": 0,
+    "adversary": "as_assumed",
+    "base_model": "tiny",
+    "surrogate_model": "tiny",
+    "backbone": "sface",
+}
 # the arguments of the sweeps that every identity goes through, those that tell most first
 SWEEPS = (
     ("attack=none,noise,aspl,simac",),  # at eps 8
@@ -40,33 +44,27 @@ SWEEPS = (
 )
 
 
-def run_sweep(sweep: Sequence[str], identity: int, output_dir: Path, log: Path) -> bool:
-    """Run a sweep of an identity on one thread; return whether it succeeded."""
-    shared = [f"dataset.identities=[{identity}]", f"output_dir={output_dir}", "tracker=none"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "run.py"), "-m", *shared, *sweep]
-    with log.open("a") as file:
-        ended = subprocess.run(command, stdout=file, stderr=file, env=environment, cwd=ROOT)
-    return ended.returncode == 0
-
-
 def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None:
-    """Run every sweep on every identity, `processes` at a time; where any failed, end the process
-    with the names of their logs.
+    """Run every sweep on every identity, each on one thread, `processes` at a time; where any
+    failed, end the process with the names of their logs.
     """
-    logs = output_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
     pairs = list(product(SWEEPS, identities))
-    with ThreadPoolExecutor(processes) as pool:
-        jobs = [
-            pool.submit(run_sweep, sweep, number, output_dir, logs / f"{number}.txt")
-            for sweep, number in pairs
-        ]
-        failed = {}
-        for done, ((sweep, number), job) in enumerate(zip(pairs, jobs, strict=True), 1):
-            if not job.result():
-                failed[number] = str(logs / f"{number}.txt")
-            print(f"{done} of {len(jobs)}: identity {number}, {' '.join(sweep)}", flush=True)
+    shared = [f"output_dir={output_dir.absolute()}", "tracker=none"]
+    runs = [
+        Run(
+            ["-m", f"dataset.identities=[{number}]", *shared, *sweep],
+            threads=1,
+            log=output_dir.absolute() / "logs" / f"{number}.txt",
+        )
+        for sweep, number in pairs
+    ]
+    failed = {}
+    for done, (pair, run, fine) in enumerate(
+        zip(pairs, runs, outcomes(runs, processes), strict=True), 1
+    ):
+        if not fine:
+            failed[pair[1]] = str(run.log)
+        print(f"{done} of {len(runs)}: identity {pair[1]}, {' '.join(pair[0])}", flush=True)
     if failed:
         sys.exit(f"error: sweeps failed, run again for them: see {', '.join(failed.values())}")
 
@@ -74,7 +72,7 @@ def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None
 class Results:
     """The records of the check, by identity; every list is in the order of the identities.
 
-    Other settings and variants of the methods may lie in the same folder: they do not count.
+    Other settings, seeds and variants of the methods may lie in the same folder: they do not count.
     """
 
     def __init__(self, found: Sequence[Mapping], identities: Sequence[int]) -> None:
@@ -83,10 +81,17 @@ class Results:
         by_name = {str(k): record for k, record in enumerate(found)}
         for name, configuration in configurations(by_name).items():
             record, setting = by_name[name], configuration.setting
-            if (setting.countermeasure, setting.clean_photos, setting.adversary) == AS_ASSUMED:
+            checked = all(getattr(setting, name) == value for name, value in CHECKED.items())
+            if checked and record["seed"] == 0:
                 attributes = record["config"]["gallery"]["prompts"] == list(PROMPTS)
                 key = (record["identity"], configuration.method, configuration.eps)
-                self.by_key[(*key, setting.customizer, attributes)] = record
+                key += (setting.customizer, attributes)
+                if key in self.by_key:
+                    raise ValueError(
+                        f"identity {key[0]} has two records of {key[1]} at eps {key[2]:g} with "
+                        f"{key[3]} that differ in their settings: keep the check's alone"
+                    )
+                self.by_key[key] = record
 
     def of(
         self, attack: str, eps: float = 0, customizer: str = "dreambooth", attributes: bool = False
@@ -179,13 +184,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", type=int, default=1000, help="identity")
     parser.add_argument("--identities", type=int, default=12)
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=int, default=usable_cores())
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/embedded_check"))
     settings = parser.parse_args()
     identities = range(settings.first, settings.first + settings.identities)
     run_all(identities, settings.output_dir, settings.processes)
     found = records.read_all(settings.output_dir / "records")
-    results = Results(found, identities)
+    try:
+        results = Results(found, identities)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     headings = ["attack", "eps", "customizer", "retention", "ISM", "failures as 0", "FDFR"]
     headings += ["SER-FIQ", "BRISQUE"]
     tables = [

@@ -6,7 +6,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from anticustom.adapters import check_layers, weights_in
-from anticustom.model_files import image_size
+from anticustom.losses import chosen_layers
+from anticustom.model_files import decoder_layer_names, image_size
 from experiments.models import Model
 from experiments.settings import Refused
 
@@ -48,10 +49,13 @@ def check_scale(config: Mapping[str, Any], used: Collection[str]) -> None:
             )
 
 
-def check_adapters(
+def check_layers_exist(
     attack: Any, surrogates: Mapping[str, Model], customizer: Any, base_model: Model
 ) -> None:
-    """Raise ValueError for layers that a UNet lacks."""
+    """Raise ValueError for layers to adapt, or blocks to take features of, that a UNet lacks."""
+    up_blocks = getattr(getattr(attack, "loss", None), "up_blocks", ())
+    for model in surrogates.values() if up_blocks else ():
+        chosen_layers(decoder_layer_names(model.folder), up_blocks)
     asked = {"customizer.unet_layers": (customizer, [base_model])}
     schedule = getattr(attack, "surrogate_schedule", None)
     own = schedule.adapters if schedule else None

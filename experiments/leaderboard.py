@@ -52,9 +52,10 @@ READING = (
     "identities that both have: negative means that the row protects better. p is that of a "
     "Wilcoxon signed-rank test, corrected (Holm) for all tests of the group against the same row. "
     f"Intervals are not corrected: one may leave out 0 beside a p above {LEVEL}.",
-    f"The best and those that cannot be told apart from it (p >= {LEVEL}) share rank 1. The best "
-    "of the others is tested against the rest in the same way, and so on. The correction does not "
-    "know that the best was chosen by looking.",
+    f"The best and those that the test does not put behind it (p >= {LEVEL}, or signed ranks that "
+    "speak for the other, where few people make the best mean) share rank 1. The best of the "
+    "others is tested against the rest in the same way, and so on. The correction does not know "
+    "that the best was chosen by looking.",
     f"Nothing is ranked on fewer than {FEWEST} identities, nor where so many methods are tested on "
     f"so few that no p could be below {LEVEL}. Means over other identities than those of most "
     "methods do not compare with theirs: such rows stand apart without a rank, and only their "

@@ -17,6 +17,7 @@ from experiments.standings import SCORE, Row
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 NOTHING = float("nan")
 MARKERS = "os^Dv<>P*X"
+HEIGHT = 3.4  # inches, of axes with their labels
 STYLE = {
     "svg.hashsalt": "anticustom",  # else the names of clip paths are random
     "svg.fonttype": "none",
@@ -82,7 +83,7 @@ def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
     budgets = sorted({row.configuration.eps for of in lines.values() for row in of})
     seen = [_psnr(row) is not None for of in lines.values() for row in of]
     kinds = ["eps"] * (len(budgets) > 1 or not all(seen)) + ["psnr"] * any(seen)
-    figure = Figure(figsize=(10 if len(kinds) > 1 else 6, 3.8))
+    figure = Figure(figsize=(10 if len(kinds) > 1 else 6, HEIGHT))
     panels = dict(
         zip(kinds, figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], strict=True)
     )
@@ -112,9 +113,15 @@ def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
         panels["psnr"].set_xlabel("PSNR of the protected photos (dB; right: less visible)")
     handles, labels = first.get_legend_handles_labels()
     columns = min(len(labels), 4)
-    top = 0.95 - 0.06 * -(-len(labels) // columns)
+    above = 0.2 + 0.23 * -(-len(labels) // columns)  # inches, of the legend
+    figure.set_figheight(HEIGHT + above)
     figure.legend(handles, labels, loc="upper center", ncols=columns, frameon=False)
-    figure.subplots_adjust(left=0.85 / figure.get_figwidth(), right=0.98, bottom=0.13, top=top)
+    figure.subplots_adjust(
+        left=0.85 / figure.get_figwidth(),
+        right=0.98,
+        bottom=0.5 / figure.get_figheight(),
+        top=1 - above / figure.get_figheight(),
+    )
     return _svg(figure)
 
 

@@ -1,5 +1,6 @@
 """Whether a run fits its GPU: refused before it starts if not, with a setting that does."""
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,11 @@ GIB = 2**30
 
 def free_bytes(device: str) -> float | None:
     """Return the memory of a GPU that nobody uses; None for the CPU."""
-    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else None
+    if not device.startswith("cuda"):
+        return None
+    gc.collect()  # what an earlier job of a sweep left in this process's cache is free to this one
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def check_fits(

@@ -2,7 +2,7 @@
 can be loaded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,6 +16,13 @@ from experiments.provenance import digest_of_folder
 FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
 # what the hub's folders hold besides the one form of the weights that is loaded
 OTHER_FILES = ["*.fp16.safetensors", "*non_ema*", "safety_checker/*", "feature_extractor/*"]
+
+
+def loaded(names: Sequence[str]) -> list[str]:
+    """Return those of a model folder's file names that are loaded."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    return list(filter_repo_objects(names, allow_patterns=FILES, ignore_patterns=OTHER_FILES))
 
 
 class ModelMissing(ValueError):
@@ -80,7 +87,7 @@ class Model:
         """
         if local_folder(self.path) is None and self.revision:
             return f"{self.path}@{self.revision}"
-        return digest_of_folder(self.folder)
+        return digest_of_folder(self.folder, loaded)
 
     def load(self, precision: str, device: str) -> LatentDiffusion:
         """Return a copy on `device` that the caller may train; files are read once per process."""

@@ -30,5 +30,5 @@ def read_back(clean: PhotoSet, folder: Path) -> PhotoSet:
 
 
 def slug(text: str) -> str:
-    """Return a prompt as a part of a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+    """Return a prompt as a part of a file's name, which need not tell prompts apart."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "prompt"

@@ -1,32 +1,26 @@
 """The pipeline protect -> customize -> eval: the one place that instantiates a configuration."""
 
-import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from anticustom.identities import Identity, with_clean_photos
 from experiments import records
-from experiments.devices import chosen_device, neighbour_number, use
+from experiments.devices import chosen_device, use
 from experiments.disk import StoreError, check_writable
-from experiments.fitting import check_adapters, check_others, check_scale, size_of_all
+from experiments.fitting import check_layers_exist, check_others, check_scale, size_of_all
 from experiments.memory import check_fits, free_bytes
 from experiments.models import Model
 from experiments.photo_files import read_back
 from experiments.results import ARMS, Outcome, publish
 from experiments.scores import Scores
 from experiments.settings import Refused, check_settings, shard_of
-from experiments.stages import PARTS, Stages
+from experiments.stages import PARTS, StageMissing, Stages
 from experiments.store import Artifact, Store
-from experiments.sweep_table import note_failure
 from experiments.tables import print_table
 from experiments.terminal import say
 from experiments.tracking import filled_in
@@ -36,38 +30,6 @@ OTHER_MODEL = ("other_model", "all_other")
 PURIFIER = "countermeasure.model"
 # what a sweep's jobs in this process made anew: none does again what it shares with another
 RENEWED: set[Path] = set()
-
-
-def run(config: DictConfig) -> list[Path] | None:
-    """Run the stages of a composed configuration; return the records' paths, one per identity.
-
-    What cannot run is refused in one line before work starts: then, and when a run must stop, the
-    process exits with 1. In a sweep the other jobs go on; the one that failed returns None.
-    HYDRA_FULL_ERROR=1 shows the whole traceback.
-    """
-    hydra = HydraConfig.get()
-    try:
-        return Pipeline(config, dict(hydra.runtime.choices), neighbour_number(hydra)).run()
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        return _failed(" ".join(str(error).split()))
-    except torch.OutOfMemoryError as error:
-        return _failed(
-            f"{str(error).split('.')[0]}: lower class_images or gallery batch_size, or the "
-            "customizer's training.batch_size; what is done is kept"
-        )
-    except KeyboardInterrupt:
-        sys.exit("error: interrupted; the same command goes on where it was")
-
-
-def _failed(reason: str) -> None:
-    """End the process, or in a sweep only the job, which leaves the reason in its folder."""
-    hydra = HydraConfig.get()
-    if hydra.mode is not RunMode.MULTIRUN:
-        sys.exit(f"error: {reason}")
-    say(f"error: {reason}")
-    note_failure(Path(hydra.runtime.output_dir), reason)
 
 
 class Pipeline:
@@ -139,26 +101,42 @@ class Pipeline:
         """Run all identities, one after the other; return their records' paths.
 
         What of a model, the GPU's memory or any identity does not fit is refused before the first.
+        What fails with one of several identities is raised after the others.
         """
         if not self.identities:
             shard, count = self.config["dataset"]["shard"], len(self.dataset.names())
             say(f"dataset.shard={shard} of {count} identities holds none: there is nothing to do")
             return []
         size = self._photo_size()  # looks the models up: what is missing is missed before any work
-        check_adapters(self.attack, self.surrogates, self.customizer, self.base_model)
+        check_layers_exist(self.attack, self.surrogates, self.customizer, self.base_model)
         self._check_memory()
-        identities = self._identities(size)
-        paths = [path for one in identities if (path := self._identity(*one))]
+        paths, failed = [], {}
+        for identity, scores in self._identities(size):
+            try:
+                path = self._identity(identity, scores)
+            except (StoreError, StageMissing):
+                raise
+            except (ValueError, FloatingPointError) as error:
+                if len(self.identities) == 1:
+                    raise
+                failed[identity.name] = error
+                say(f"error: {identity.name}: {error}; going on with the others")
+            else:
+                paths += [path] if path else []
         if paths:
             written = [records.read(path) for path in paths]
             print_table(written)
             say(str(paths[-1]))
+        if failed:
+            reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+            raise ValueError(f"{len(failed)} of {len(self.identities)} failed: {reasons}")
         return paths
 
     def _photo_size(self) -> int:
         size = size_of_all(self.models)
         others = {key for key in self.surrogates if self.attack.needs_surrogate}
         others |= {"customizer.base_model"} if self.choices["adversary"] in OTHER_MODEL else set()
+        others |= {PURIFIER} if self.purifier and self.attack.needs_surrogate else set()
         check_others(self.models, others - {"surrogate_model"})
         return size
 
@@ -171,36 +149,27 @@ class Pipeline:
 
     def _identities(self, size: int) -> list[tuple[Identity, Scores]]:
         """Return the identities, each with what scores it; raise Refused for all whose photos
-        cannot be used.
+        cannot be used, or, of photos that somebody else protected, cannot be taken for theirs.
         """
-        found, refused = [], {}
-        for name in self.identities:
-            try:
-                identity = self.dataset.read(name, size)
-                with_clean_photos(identity.set_B, identity.set_C, self.config["clean_photos"])
-                photos = self.stages.photos(identity)
-                scores = Scores(self.stages, self.scorer, self.config["metrics"], identity, photos)
-                if self.stages.wanted > {"eval"}:
-                    scores.check_reference()
-                found.append((identity, scores))
-            except StoreError:
-                raise
-            except (ValueError, OSError) as error:
-                refused.setdefault(str(error), []).append(name)
-        if refused:
-            raise Refused("; ".join(f"{', '.join(who)}: {why}" for why, who in refused.items()))
-        return found
+
+        def found(name: str) -> tuple[Identity, Scores]:
+            identity = self.dataset.read(name, size)
+            with_clean_photos(identity.set_B, identity.set_C, self.config["clean_photos"])
+            photos = self.stages.photos(identity)
+            scores = Scores(self.stages, self.scorer, self.config["metrics"], identity, photos)
+            if self.stages.wanted > {"eval"}:
+                scores.check_reference()
+            return identity, scores
+
+        identities = for_all(found, self.identities)
+        if "protect" in self.stages.wanted and not self.attack.needs_surrogate:  # in no time
+            known = {identity.name: identity for identity, _ in identities}
+            for_all(lambda name: self._protect(known[name]), self.identities)
+        return identities
 
     def _identity(self, identity: Identity, scores: Scores) -> Path | None:
         config, stages = self.config, self.stages
-        protected = stages.protect(
-            identity,
-            self.attack,
-            self.choices["attack"],
-            config["attack"],
-            list(self.surrogates.values()),
-            self._class_images_of_surrogate,
-        )
+        protected = self._protect(identity)
         if stages.wanted == {"protect"}:
             say(f"protected photos of {identity.name}: {protected.path}")
             return None
@@ -244,6 +213,16 @@ class Pipeline:
             return None
         outcome = Outcome(identity, protected, arms["protected"], victims, galleries, strangers)
         return publish(outcome, scores, self._facts(identity), self.output_dir, self.tracker)
+
+    def _protect(self, identity: Identity) -> Artifact:
+        return self.stages.protect(
+            identity,
+            self.attack,
+            self.choices["attack"],
+            self.config["attack"],
+            list(self.surrogates.values()),
+            self._class_images_of_surrogate,
+        )
 
     def _facts(self, identity: Identity) -> dict:
         """Return what of a record is known before any score, in the record's order."""
@@ -291,6 +270,21 @@ class Pipeline:
             self.config["gallery"],
             self.config["precision"],
         )
+
+
+def for_all(read: Callable[[str], Any], names: Sequence[str]) -> list:
+    """Return what `read` returns for each name; raise Refused for all that it refuses."""
+    found, refused = [], {}
+    for name in names:
+        try:
+            found.append(read(name))
+        except StoreError:
+            raise
+        except (ValueError, OSError) as error:
+            refused.setdefault(str(error), []).append(name)
+    if refused:
+        raise Refused("; ".join(f"{', '.join(who)}: {why}" for why, who in refused.items()))
+    return found
 
 
 def build(node: DictConfig | Mapping, **arguments: Any) -> Any:

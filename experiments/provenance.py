@@ -7,10 +7,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+
+from experiments.processes import usable_cores
 
 PACKAGES = (
     "anticustom",
@@ -72,9 +74,7 @@ def machine() -> dict:
     return {
         "cpu": _cpu_model(),
         "cpu_kind": cpu_kind(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "platform": platform.platform(),
@@ -170,8 +170,11 @@ def digest_of_file(path: Path) -> str:
     return _digests[entry]
 
 
-def digest_of_folder(path: Path) -> str:
-    """SHA-256 of the relative names and contents of a folder's files, hexadecimal.
+def digest_of_folder(
+    path: Path, chosen: Callable[[Sequence[str]], Sequence[str]] = lambda names: names
+) -> str:
+    """SHA-256 of the relative names and contents of a folder's files, hexadecimal; of those that
+    are `chosen` from all by their names.
 
     Hidden files and folders do not count, for download clients keep time stamps in them, nor does
     what is written for readers (Markdown).
@@ -179,10 +182,13 @@ def digest_of_folder(path: Path) -> str:
     path = Path(path)
     if not path.is_dir():
         raise NotADirectoryError(f"{path}: no such folder to take a digest of")
+    names = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
+    seen = [
+        name.as_posix()
+        for name in names
+        if name.suffix != ".md" and not any(part.startswith(".") for part in name.parts)
+    ]
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if file.is_file() and not hidden and file.suffix != ".md":
-            digest.update(f"{name.as_posix()}\0{digest_of_file(file)}\n".encode())
+    for name in chosen(seen):
+        digest.update(f"{name}\0{digest_of_file(path / name)}\n".encode())
     return digest.hexdigest()

@@ -7,13 +7,10 @@ for each number of threads. Killed, it goes on where it was.
 import argparse
 import hashlib
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +20,9 @@ from eval.metrics import METRICS
 from experiments import records
 from experiments.configurations import details_of_method, details_of_setting, names
 from experiments.leaderboard import RECORDS, read
+from experiments.processes import ROOT, Run, outcomes, usable_cores
 from experiments.provenance import digest_of_file, versions
 
-ROOT = Path(__file__).parents[1]
 # files that decide numbers: code, settings, weights
 DECISIVE = (
     *("run.py", "experiments/*.py", "anticustom/**/*.py", "eval/**/*.py", "conf/**/*.yaml"),
@@ -78,16 +75,6 @@ def state_of_code(root: Path) -> str:
     content = {file.relative_to(root).as_posix(): digest_of_file(file) for file in files}
     packages = {name: version for name, version in versions().items() if name != "git"}
     return hashlib.sha256(json.dumps([content, packages]).encode()).hexdigest()[:12]
-
-
-def run(command: str, threads: int, output_dir: Path, log: Path) -> bool:
-    """Run a record's command again; return whether it succeeded."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    words = [sys.executable, "run.py", *arguments_of(command, output_dir)]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        ended = subprocess.run(words, stdout=file, stderr=file, env=environment, cwd=ROOT)
-    return ended.returncode == 0
 
 
 def compared(
@@ -181,15 +168,14 @@ def again_in(
     own, and compare there.
     """
     places = {threads: folder / f"threads-{threads}" for _, threads in wanted}
-    logs = [folder / "logs" / f"reproduce-{k}.txt" for k in range(1, len(wanted) + 1)]
-    with ThreadPoolExecutor(processes) as pool:
-        jobs = [
-            pool.submit(run, command, threads, places[threads], log)
-            for (command, threads), log in zip(wanted, logs, strict=True)
-        ]
-        for k, ((command, _), job, log) in enumerate(zip(wanted, jobs, logs, strict=True), 1):
-            failed = "" if job.result() else f"\n  failed: see {log}"
-            print(f"{k} of {len(wanted)}: {command}{failed}", flush=True)
+    runs = [
+        Run(arguments_of(command, places[threads]), threads, folder / f"logs/reproduce-{k}.txt")
+        for k, (command, threads) in enumerate(wanted, 1)
+    ]
+    succeeded = outcomes(runs, processes)
+    for k, ((command, _), run, fine) in enumerate(zip(wanted, runs, succeeded, strict=True), 1):
+        failed = "" if fine else f"\n  failed: see {run.log}"
+        print(f"{k} of {len(wanted)}: {command}{failed}", flush=True)
     numbers, missing, made = [], [], []
     for threads, place in places.items():
         again, _ = read(place / "records")
@@ -210,8 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, default=RECORDS)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/reproduce"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    parser.add_argument("--processes", type=int, default=cores, help="commands at once")
+    parser.add_argument("--processes", type=int, default=usable_cores(), help="commands at once")
     asked = parser.parse_args(arguments)
     folder = asked.output_dir.absolute() / state_of_code(ROOT)
     try:

@@ -123,7 +123,7 @@ def key_of_record(facts: Mapping, digests: Mapping) -> str:
     decisive = {name: config[name] for name in DECISIVE}
     customizer = {k: v for k, v in config["customizer"].items() if k != "base_model"}
     decisive["customizer"] = in_use(customizer)
-    decisive["attack"] = effective(config["attack"])
+    decisive["attack"] = effective(config["attack"], facts["identity"])
     if facts["countermeasure"] != "none":
         decisive["countermeasure"] = {
             k: v for k, v in config["countermeasure"].items() if k != "model"

@@ -79,7 +79,7 @@ class Scores:
             "perceptibility",
             "how visible the protection is",
             protected.digest,
-            lambda: perceptibility(self.photos["B"], files),
+            lambda: perceptibility(self.photos["B"], files, further=self.scorer.comparing),
         )
 
     def _stored(self, kind: str, what: str, digest: str, measure: Callable[[], Any]) -> Any:

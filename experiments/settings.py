@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from anticustom.customizers.rare_word import rare_word
 from experiments.stages import PARTS
 
 PRECISIONS = ("float32", "mixed", "bfloat16")
@@ -58,6 +59,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     prompts = config["gallery"]["prompts"]
     if not isinstance(prompts, list) or not prompts or len(set(prompts)) < len(prompts):
         raise Refused(f"gallery.prompts={prompts!r}: expected a list of different prompts")
+    _check_names_the_person(prompts, config["customizer"])
 
 
 def shard_of(names: Sequence[str], shard: str | None) -> list[str]:
@@ -86,6 +88,20 @@ def _check_sampling(key: str, sampling: Mapping[str, Any]) -> None:
         raise Refused(
             f"{key}.karras_sigmas=true, which {scheduler} does not have: set it to false, or "
             f"{key}.scheduler to one of {', '.join(KARRAS_SAMPLERS)}"
+        )
+
+
+def _check_names_the_person(prompts: Sequence[str], customizer: Mapping[str, Any]) -> None:
+    """Raise Refused for a gallery that asks for somebody else than the customizer teaches."""
+    try:
+        word = rare_word(customizer["instance_prompt"], customizer["class_prompt"])
+    except ValueError:  # no single word, which customizers that need one refuse themselves
+        return
+    if other := [prompt for prompt in prompts if word not in re.findall(r"[^\s,.]+", prompt)]:
+        raise Refused(
+            f"gallery.prompts: {other[0]!r} lacks {word!r}, the word for the person in "
+            f"customizer.instance_prompt={customizer['instance_prompt']!r}: change prompts.gallery "
+            "too (adversary=other_term has both)"
         )
 
 

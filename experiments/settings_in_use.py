@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from anticustom.attacks.controls import folder_of
 from experiments.provenance import digest_of_file, digest_of_folder
 
 # options that came after the first records, with the value at which they change nothing
@@ -48,11 +49,13 @@ def in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def effective(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide a result: of files the contents, not where they lie."""
+def effective(settings: Mapping[str, Any], identity: str) -> dict[str, Any]:
+    """Return the settings that decide the result of an identity: of files the contents, not where
+    they lie.
+    """
     deciding = in_use(settings)
     if "root" in deciding:
-        deciding["root"] = digest_of_folder(Path(deciding["root"]))
+        deciding["root"] = digest_of_folder(folder_of(Path(deciding["root"]), identity))
     loss = deciding.get("loss", {})
     if loss.get("target"):
         deciding["loss"] = {**loss, "target": digest_of_file(Path(loss["target"]))}

@@ -148,7 +148,11 @@ class Stages:
         random numbers of an attack on it alone; `class_images(k)` are those of the k-th.
         """
         photos = identity.set_B
-        inputs = {"photos": photos.digest, "attack": effective(config), "seed": self.seed}
+        inputs = {
+            "photos": photos.digest,
+            "attack": effective(config, identity.name),
+            "seed": self.seed,
+        }
         inputs |= {"identity": identity.name}
         if attack.needs_surrogate:
             digest, *others = [model.digest for model in models]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from eval.metrics import METRICS
-from eval.statistics import Estimate, estimates, holm, signed_rank_p_values
+from eval.statistics import Estimate, estimates, holm, signed_rank_p_values, signed_rank_sum
 from experiments.configurations import Configuration, configurations
 from experiments.samples import (
     FEWEST,
@@ -184,13 +184,20 @@ def _p_values(fit: Sequence[int], other: int, values: Sequence[Scored]) -> dict[
 
 
 def _ranks(fit: Sequence[int], values: Sequence[Scored]) -> dict[int, int]:
-    """The rank of each row of `fit`, best first: those that cannot be told apart from the best of
-    the rows still without a rank share that one's.
+    """The rank of each row of `fit`, best first: those that are not told to be behind the best of
+    the rows still without a rank share that one's. Best is who has the best mean; few people may
+    make it, and the test speak for another.
     """
     ranks, left = {}, list(fit)
     while left:
-        p_values = _p_values(left, left[0], values)
-        alike = [i for i in left if p_values.get(i, 1) >= LEVEL]
+        best, p_values = left[0], _p_values(left, left[0], values)
+        behind = {
+            i
+            for i, p_value in p_values.items()
+            if p_value < LEVEL
+            and SCALE * signed_rank_sum(_differences(values[i], values[best])) < 0
+        }
+        alike = [i for i in left if i not in behind]
         ranks |= dict.fromkeys(alike, len(ranks) + 1)
         left = [i for i in left if i not in ranks]
     return ranks

@@ -74,8 +74,7 @@ class Precomputed:
             raise ValueError(f"attack.root={self.root}: no such folder of protected photos")
 
     def __call__(self, inputs: AttackInputs) -> Tensor:
-        folder = Path(self.root) / inputs.identity
-        folder = folder if folder.is_dir() else Path(self.root)
+        folder = folder_of(Path(self.root), inputs.identity)
         size = inputs.photos.shape[-1]
         images = torch.stack([read_photo(self._file(folder, name), size) for name in inputs.names])
         change = (images - inputs.photos).abs().amax((1, 2, 3)) * 255
@@ -97,3 +96,17 @@ class Precomputed:
                 f"protect is; found {len(files)}"
             )
         return files[0]
+
+
+def folder_of(root: Path, identity: str) -> Path:
+    """Return where the protected photos of an identity lie: in a folder of its name under `root`,
+    or, where there are no folders, in `root` itself.
+
+    Raises ValueError if there are only folders of others.
+    """
+    own = root / identity
+    if own.is_dir():
+        return own
+    if any(entry.is_dir() for entry in root.iterdir()):
+        raise ValueError(f"{own}: no such folder of protected photos")
+    return root

@@ -19,6 +19,7 @@ from anticustom.countermeasures import Countermeasure, transformed, transforms_o
 from anticustom.diffusion import LatentDiffusion, Posterior, Precision
 from anticustom.draws import Draw, draw_batches, joined
 from anticustom.ensembles import Combination, JointLoss
+from anticustom.finetuning import encode
 from anticustom.images import check_eps, project, sign_step
 from anticustom.losses import Loss, Terms
 from anticustom.surrogates import Surrogate, SurrogateSchedule
@@ -136,7 +137,7 @@ class PGD:
             seed=inputs.seed,
         )
         with torch.no_grad(), self.own_precision(source.model):
-            clean = source.model.posterior(inputs.photos.to(source.model.device))
+            clean = encode(source.model, inputs.names, inputs.photos).posterior
         return _Member(surrogate, [], clean)
 
     def own_precision(self, model: LatentDiffusion) -> AbstractContextManager[None]:
@@ -261,7 +262,7 @@ class PGD:
         tensors, facts = {"protected": protected}, {"iteration": iteration, "members": []}
         for number, member in enumerate(members):
             trainer = member.surrogate.trainer
-            own, places = trainer.state() if trainer else ({}, {})
+            own, places = trainer.state("cpu") if trainer else ({}, {})
             own |= {f"allowed.{k}": steps for k, steps in enumerate(member.allowed)}
             tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
             facts["members"].append(places | {"fitted_steps": member.surrogate.fitted_steps})

@@ -54,7 +54,7 @@ def train(
     def after(step: int, loss: Tensor) -> None:
         inputs.progress("customization", step + 1, steps, loss)
         if inputs.checkpoint.due():
-            tensors, facts = trainer.state()
+            tensors, facts = trainer.state("cpu")
             inputs.checkpoint.save(tensors, facts | {"step": step + 1})
 
     losses = trainer.train(

@@ -155,8 +155,10 @@ def test_the_search_on_images_together_is_that_on_each_alone(model, pictures):
 
 
 def test_a_search_that_does_not_end_is_refused():
-    with pytest.raises(ValueError, match=r"keep=100.*max_rounds=3.*raise"):
-        kept(AdaptiveGreedy(max_rounds=3), StandIn(torch.ones(1000)), torch.rand(1, *SHAPE))
+    with pytest.raises(ValueError, match=r"max_rounds=22: rounds of window=40 leave"):
+        AdaptiveGreedy(max_rounds=22)
+    with pytest.raises(ValueError, match=r"keep=100.*max_rounds=23.*raise"):
+        kept(AdaptiveGreedy(max_rounds=23), StandIn(torch.ones(1000)), torch.rand(1, *SHAPE))
 
 
 def test_uniform_and_interval(model, pictures):

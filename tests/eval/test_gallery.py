@@ -123,6 +123,16 @@ def test_bad_settings_are_refused_at_once():
         Scorer(backbone="arcface")
     with pytest.raises(ValueError, match="pyiqa has no metric"):
         Scorer(pyiqa=["brisk"])
+    with pytest.raises(ValueError, match="brisque is measured already"):
+        Scorer(pyiqa=["entropy", "brisque"])
+
+
+def test_metrics_of_full_reference_are_for_the_protected_photos(wall):
+    scorer = Scorer(brisque=False, pyiqa=["entropy", "gmsd"])
+    row = scorer._row(wall, None)
+    assert "entropy" in row
+    assert "gmsd" not in row
+    assert [metric.name for metric in scorer.comparing] == ["gmsd"]
 
 
 def test_scoring_prints_nothing(wall):

@@ -4,6 +4,7 @@ from urllib.error import URLError
 import pytest
 import torch
 from PIL import Image
+from pyiqa.models import inference_model
 from torchvision.transforms.functional import pil_to_tensor
 
 from eval.image_quality import FLAT, Brisque, PyIQA
@@ -66,13 +67,39 @@ def test_pyiqa_by_name():
     ssim = PyIQA("ssim")
     assert ssim(image, image) == pytest.approx(1)
     assert ssim(image, image.flip(-1)) < 0.9
-    assert ssim.direction == "lower"
+    assert ssim.compares
+    assert not PyIQA("entropy").compares
     assert PyIQA("psnr")(image, (image + 0.1).clamp(0, 1)) == pytest.approx(20, abs=1)
 
 
 def test_unknown_metric_is_refused():
     with pytest.raises(ValueError, match="pyiqa has no metric 'brisk'"):
         PyIQA("brisk")
+
+
+class Faulty:
+    """In place of a metric of pyiqa, of which the scores are given."""
+
+    metric_mode = "NR"
+
+    def __init__(self, score):
+        self.score = score
+
+    def __call__(self, image):
+        if self.score is None:
+            raise AssertionError("two images\n are needed")
+        return self.score
+
+
+def test_a_metric_of_other_things_than_images_is_refused(monkeypatch):
+    monkeypatch.setattr(inference_model, "InferenceModel", lambda *_, **__: Faulty(None))
+    with pytest.raises(ValueError, match=r"'fid' of pyiqa does not score .*two images are needed"):
+        PyIQA("fid")
+
+
+def test_a_score_that_is_undefined_is_none(monkeypatch):
+    monkeypatch.setattr(inference_model, "InferenceModel", lambda *_, **__: Faulty(float("nan")))
+    assert PyIQA("niqe")(texture(64)) is None
 
 
 def test_missing_weights_are_one_line(monkeypatch, tmp_path, capsys):

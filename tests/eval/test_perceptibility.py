@@ -40,6 +40,17 @@ def test_known_differences(clean, tmp_path):
     assert [row["image"] for row in scores["images"]] == ["a.png", "b.png"]
 
 
+def test_further_metrics_compare_each_pair(clean, tmp_path):
+    def darker(protected, clean):
+        return float((clean - protected).mean() * 255)
+
+    darker.name = "darker"
+    files = save(tmp_path / "p", {name.stem: pixels(name) - np.uint8(4) for name in clean})
+    scores = perceptibility(clean, files, further=[darker])
+    assert scores["darker"] == pytest.approx(4, rel=1e-5)
+    assert [row["darker"] for row in scores["images"]] == pytest.approx([4, 4], rel=1e-5)
+
+
 def test_identical_images(clean):
     scores = perceptibility(clean, clean)
     assert scores["linf"] == 0

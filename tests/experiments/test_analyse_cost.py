@@ -93,3 +93,11 @@ def test_iterations_are_counted_without_running_them_all(recorded):
     attack = instantiate(record["config"]["attack"], _convert_="object")
     call, _ = whole(Bench("tiny", "cpu", 1), attack)
     assert operations(record) == counted(call)
+
+
+def test_all_surrogates_of_an_ensemble_are_counted(recorded):
+    schedule = "attack.surrogate_schedule"
+    short = ["attack.steps=1", f"{schedule}.iterations=1", f"{schedule}.training_steps=1"]
+    alone = operations(recorded("attack=aspl", *short))
+    other = operations({**recorded("attack=aspl", *short), "surrogate_model": "tiny_b"})
+    assert operations(recorded("attack=e_aspl", *short)) == pytest.approx(alone + other, rel=0.01)

@@ -19,6 +19,9 @@ REFUSED = {
     "attack.training_precision=half": r"attack\.training_precision='half': expected one of float32",
     "attack.precision=bf16": r"attack\.precision='bf16': expected one of float32, mixed, bfloat16",
     "customizer.precision=auto": r"customizer\.precision='auto': expected one of float32",
+    "timestep_policy.window=10": r"timestep_policy\.max_rounds=50: .* raise max_rounds or window",
+    "loss.up_blocks=[9]": r"loss\.up_blocks: the decoder has no 9, but 0\.0, ",
+    "attack=t_fsmg loss.target={file}": r"{file}.*",
     "timestep_policy.keep=30": r"timestep_policy\.window=40: expected at most keep=30",
     "attack=e_aspl surrogate_model.path=tiny_b": r"attack\.others\.second is the surrogate_model",
     "attack=advdm quirk=first_photos": r"attacks\.pgd\.PGD: Frozen.*'training'",
@@ -48,6 +51,11 @@ REFUSED = {
     "gallery.scheduler=DDIMScheduler": r"gallery\.karras_sigmas=true, which DDIMScheduler does not",
     "gallery.images_per_prompt=0": r"gallery\.images_per_prompt=0: expected an integer",
     "prompts.gallery=selfie": r"gallery\.prompts='selfie': expected a list",
+    "customizer.instance_prompt=zwx": r"gallery\.prompts: .* lacks 'zwx', the",
+    "metrics.pyiqa=[ssim]": r"metrics\.pyiqa=\['ssim'\]: ssim is measured already",
+    "countermeasure=purify countermeasure.model.path=tiny surrogate_model.path=tiny": (
+        r"countermeasure\.model is the surrogate_model itself"
+    ),
     "checkpoint_minutes=soon": r"checkpoint_minutes='soon': expected a number",
 }
 # refused by Hydra, in its own words

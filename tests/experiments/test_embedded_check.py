@@ -41,6 +41,7 @@ def found(made_up):
             ]
             others = ({"adversary": "other_term"}, {"countermeasure": "jpeg75"})
             others += ({"clean_photos": 2}, {"config": {"attack": {"steps": 13}}})
+            others += ({"seed": 1}, {"scorer": {"backbone": "facenet"}})
             records += [record("aspl", 8, -0.9, **other) for other in others if k < 4]
         return records
 
@@ -141,3 +142,10 @@ def test_protected_photos_keep_their_similarity_or_lose_it(tmp_path):
     assert protected_similarity([grey], tmp_path / "grey") == [0]
     with pytest.raises(ValueError, match="run the check again"):
         folder_of(tmp_path / "grey", "gallery", "unknown")
+
+
+def test_two_variants_in_one_folder_are_refused(found):
+    records = found({"noise": 0.0})
+    twin = records[0] | {"config": {**records[0]["config"], "class_images": {"count": 7}}}
+    with pytest.raises(ValueError, match="identity 1000 has two records of none at eps 0"):
+        Results([*records, twin], IDENTITIES)

@@ -187,6 +187,12 @@ def test_figures_show_every_method_of_every_setting(benchmark_of):
     assert figures([]) == {}
 
 
+def test_a_figure_has_room_for_any_number_of_methods(benchmark_of):
+    drawn = figures(standings(benchmark_of({f"method {k}": 0 for k in range(70)}, identities=1)))
+    svg = next(svg for name, (_, svg) in drawn.items() if name.startswith("portraits"))
+    assert {f"method {k}" for k in range(70)} <= set(re.findall(r">([^<]+)</text>", svg))
+
+
 def test_figures_leave_out_rows_on_other_people(benchmark_of):
     found = benchmark_of({"noise": 0, "simac": 0.3}, eps=(4, 8))
     found |= benchmark_of({"aspl": 0.3}, identities=4) | benchmark_of(

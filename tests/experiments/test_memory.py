@@ -10,7 +10,7 @@ from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
 from experiments import memory, memory_counting, memory_table
 from experiments.composing import CONF, composed
-from experiments.memory import GIB, NAMES, check_fits
+from experiments.memory import GIB, NAMES, check_fits, free_bytes
 from experiments.memory_counting import of_adapters, of_weights
 from experiments.memory_table import write_shapes
 from experiments.settings import Refused
@@ -63,6 +63,14 @@ def test_simac_and_a_victim_fit_the_card_that_the_setting_is_named_after(fits, n
 def test_what_does_not_fit_is_refused_with_a_setting_that_does(fits, available, words, said):
     with pytest.raises(Refused, match=said):
         fits(available, *words)
+
+
+def test_what_an_earlier_job_left_in_the_cache_is_free(monkeypatch):
+    cached = [30]
+    monkeypatch.setattr(torch.cuda, "empty_cache", cached.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (39 - sum(cached), 40))
+    assert free_bytes("cuda:0") == 39
+    assert free_bytes("cpu") is None
 
 
 def test_the_table_has_what_the_check_counts(monkeypatch, capsys):

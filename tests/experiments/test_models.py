@@ -1,5 +1,7 @@
 """Models as the configuration names them: read from disk once, handed out as copies."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -79,3 +81,13 @@ def test_an_attack_that_says_nothing_of_training_has_its_surrogates_in_its_own_p
     assert (
         surrogate_precision({"precision": "mixed", "training_precision": "bfloat16"}) == "bfloat16"
     )
+
+
+def test_files_that_are_not_loaded_do_not_tell_models_apart(random_sd, tmp_path):
+    shutil.copytree(random_sd, tmp_path / "model")
+    for name in ("preview.png", "unet/model.fp16.safetensors", "unet/diffusion_pytorch_model.bin"):
+        (tmp_path / "model" / name).write_bytes(b"1")
+    digest = Model("sd", str(random_sd), None).digest
+    assert Model("sd", str(tmp_path / "model"), None).digest == digest
+    (tmp_path / "model" / "unet" / "more.safetensors").write_bytes(b"1")
+    assert Model("sd", str(tmp_path / "model"), None).digest != digest

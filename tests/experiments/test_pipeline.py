@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,17 +152,17 @@ def test_the_same_command_again_changes_no_file(finished, command):
 
 def test_the_stages_key_of_an_attack_without_transforms_is_that_of_one_that_knows_none():
     plain = {"eps": 8, "steps": 6}
-    assert effective(plain | {"transforms": [], "transform_samples": 3}) == plain
+    assert effective(plain | {"transforms": [], "transform_samples": 3}, "0") == plain
     with_blur = plain | {"transforms": ["blur"], "transform_samples": 3}
-    assert effective(with_blur) == with_blur
+    assert effective(with_blur, "0") == with_blur
 
 
 def test_the_stages_key_of_the_papers_methods_knows_no_later_option():
     plain = {"eps": 8, "timestep_policy": {"keep": 100}}
     later = {"draws_per_step": 1, "timestep_policy": {"keep": 100, "gradient": "image"}}
-    assert effective(plain | later) == plain
+    assert effective(plain | later, "0") == plain
     faster = {"draws_per_step": 4, "timestep_policy": {"keep": 100, "gradient": "latents"}}
-    assert effective(plain | faster) == plain | faster
+    assert effective(plain | faster, "0") == plain | faster
 
 
 def test_stages(command, miniature, tmp_path):
@@ -334,3 +335,43 @@ def test_an_ensemble_of_other_sizes_is_refused(command, miniature, tmp_path):
     )
     assert ended.status == 1
     assert "attack.others.second for 128 px" in ended.err
+
+
+def test_what_fails_with_one_identity_is_said_and_the_others_go_on(
+    miniature, tmp_path, monkeypatch, capsys
+):
+    ran = []
+
+    def identity_of(pipeline, identity, scores):
+        ran.append(identity.name)
+        if identity.name == "1":
+            raise FloatingPointError("the loss is not finite")
+
+    monkeypatch.setattr(Pipeline, "_identity", identity_of)
+    words = [*miniature, "attack=none", "tracker=none", f"output_dir={tmp_path}"]
+    with pytest.raises(ValueError, match=r"^1 of 3 failed: 1: the loss is not finite$"):
+        pipeline_of(*words, "dataset.identities=[0,1,2]").run()
+    assert ran == ["0", "1", "2"]
+    assert "error: 1: the loss is not finite; going on with the others" in capsys.readouterr().out
+    with pytest.raises(FloatingPointError):
+        pipeline_of(*words, "dataset.identities=[1]").run()
+
+
+def test_photos_that_others_protected_are_all_checked_before_any_work(command, miniature, tmp_path):
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    photos = ["stages=[protect]", "tracker=none", f"output_dir={out}"]
+    known = command(*miniature, "attack=noise", "attack.eps=4", *photos)
+    made = Path(known.last_line.rpartition(": ")[2])
+    shutil.copytree(made, theirs / "0")
+    precomputed = ["attack=precomputed", f"attack.root={theirs}", "dataset.identities=[0,1]"]
+    ended = command(*miniature, *precomputed, "tracker=none", f"output_dir={out}")
+    assert ended.status == 1
+    assert "error: 1: " in ended.err
+    assert f"{theirs}/1: no such folder" in ended.err
+    assert not (out / "store" / "customize").exists()
+    protected = artifacts(out, "protect")
+    shutil.copytree(made, theirs / "1")  # another person's protected photos: over the budget
+    ended = command(*miniature, *precomputed, "tracker=none", f"output_dir={out}")
+    assert "error: 1: " in ended.err
+    assert "more than attack.eps=16" in ended.err
+    assert artifacts(out, "protect") == protected  # the first person's are not made again

@@ -112,6 +112,10 @@ def test_folder_digest_follows_names_and_contents_but_not_the_place(tmp_path):
     assert folder("two", {"b": "2", "unet/a": "1", **aside}) == first
     assert folder("three", {"unet/a": "1", "c": "2"}) != first
     assert folder("four", {"unet/a": "1", "b": "3"}) != first
+    folder("five", {"unet/a": "1", "b": "2", "c": "3"})
+    assert (
+        digest_of_folder(tmp_path / "five", lambda names: [n for n in names if n != "c"]) == first
+    )
     with pytest.raises(NotADirectoryError, match="no such folder"):
         digest_of_folder(tmp_path / "nowhere")
 

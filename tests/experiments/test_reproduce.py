@@ -1,6 +1,6 @@
 import pytest
 
-from experiments import records, reproduce
+from experiments import processes, records, reproduce
 from experiments.reproduce import (
     again_in,
     arguments_of,
@@ -70,7 +70,8 @@ def test_the_command_compares_what_run_py_writes(made_up, tmp_path, monkeypatch,
         f"shutil.copy({str(made / 'moved.json')!r}, pathlib.Path(place, 'records'))\n"
     )
     records.write(made_up(0.5), tmp_path / "committed", "a")
-    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    for module in (reproduce, processes):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     arguments = ["--records", str(tmp_path / "committed"), "--output-dir", str(folder)]
     with pytest.raises(SystemExit) as ended:
         main(arguments)
@@ -109,7 +110,8 @@ def test_results_of_other_threads_are_not_taken_for_ones_own(made_up, tmp_path, 
         str(n): made_up(psnr=30 + n, machine={"torch_threads": n}, command="python run.py")
         for n in (1, 2)
     }
-    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    for module in (reproduce, processes):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     numbers, missing = again_in(tmp_path / "again", committed, commands(committed))
     assert missing == []
     assert {n.record for n in numbers if n.committed == n.again} == {"1", "2"}

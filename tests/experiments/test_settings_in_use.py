@@ -12,7 +12,7 @@ def test_of_files_the_contents_count_and_not_where_they_lie(tmp_path):
     c.write_bytes(b"another")
     settings = {"eps": 8, "loss": {"target": str(a), "wraps": False}}
     keys = [
-        effective(settings | {"loss": {**settings["loss"], "target": str(file)}})
+        effective(settings | {"loss": {**settings["loss"], "target": str(file)}}, "0")
         for file in (a, b, c)
     ]
     assert keys[0] == keys[1] != keys[2]
@@ -22,14 +22,14 @@ def test_of_files_the_contents_count_and_not_where_they_lie(tmp_path):
 
 @pytest.mark.parametrize("loss", [{}, {"weight": 1.0}, {"target": None}])
 def test_other_settings_count_as_they_are(loss):
-    assert effective({"eps": 8, "loss": loss}) == {"eps": 8, "loss": loss}
+    assert effective({"eps": 8, "loss": loss}, "0") == {"eps": 8, "loss": loss}
 
 
 def test_transforms_count_only_where_there_are_any():
     settings = {"eps": 8, "transform_samples": 2}
-    assert effective(settings | {"transforms": []}) == {"eps": 8}
+    assert effective(settings | {"transforms": []}, "0") == {"eps": 8}
     used = settings | {"transforms": ["blur"]}
-    assert effective(used) == used
+    assert effective(used, "0") == used
 
 
 def test_options_left_alone_do_not_count_however_deep():

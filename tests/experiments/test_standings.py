@@ -49,6 +49,23 @@ def test_tests_against_one_row_are_corrected_together(benchmark_of):
     assert rows["noise"].against_best.p_value < 0.05 <= rows["aspl"].against_best.p_value
 
 
+def test_a_better_mean_that_one_person_makes_puts_no_method_behind(made_up):
+    """`aspl` is better by its mean, `simac` on eleven of twelve people."""
+
+    def of(attack, retention, i):
+        return made_up(retention, attack=attack, identity=str(i))
+
+    records = {}
+    for i in range(12):
+        retention = 0.3 + 0.01 * i
+        aspl = retention + 0.02 + 0.001 * i if i else -1.0
+        records |= {f"simac_{i}": of("simac", retention, i), f"aspl_{i}": of("aspl", aspl, i)}
+    rows = by_method(standings(records))
+    assert rows["aspl"].score.mean < rows["simac"].score.mean
+    assert rows["simac"].against_best.p_value < 0.05
+    assert rows["aspl"].rank == rows["simac"].rank == 1
+
+
 def test_many_methods_on_ten_people_are_still_told_apart(benchmark_of):
     levels = {"noise": 0.0} | {f"m{i:02}": 0.1 + 0.05 * i for i in range(9)}
     rows = standings(benchmark_of(levels, identities=10, spread=0.001))

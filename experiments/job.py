@@ -1,0 +1,48 @@
+"""One job of the command line: a composed configuration, run to its end or to a line of why not."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from experiments.devices import neighbour_number
+from experiments.pipeline import Pipeline
+from experiments.sweep_table import note_failure
+from experiments.terminal import say
+
+
+def run(config: DictConfig) -> list[Path] | None:
+    """Run the stages of a composed configuration; return the records' paths, one per identity.
+
+    What cannot run is refused in one line before work starts: then, and when a run must stop, the
+    process exits with 1. In a sweep the other jobs go on; the one that failed returns None.
+    HYDRA_FULL_ERROR=1 shows the whole traceback.
+    """
+    hydra = HydraConfig.get()
+    try:
+        return Pipeline(config, dict(hydra.runtime.choices), neighbour_number(hydra)).run()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        return _failed(" ".join(str(error).split()))
+    except torch.OutOfMemoryError as error:
+        return _failed(
+            f"{str(error).split('.')[0]}: lower gallery.batch_size, "
+            "surrogate_model.gallery.batch_size (of class images) or "
+            "customizer.training.batch_size; what is done is kept"
+        )
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; the same command goes on where it was")
+
+
+def _failed(reason: str) -> None:
+    """End the process, or in a sweep only the job, which leaves the reason in its folder."""
+    hydra = HydraConfig.get()
+    if hydra.mode is not RunMode.MULTIRUN:
+        sys.exit(f"error: {reason}")
+    say(f"error: {reason}")
+    note_failure(Path(hydra.runtime.output_dir), reason)
