@@ -68,7 +68,9 @@ def same_steps(method: str, iterations: int, steps: int, fit_steps: int | None) 
     """
     schedule = "attack.surrogate_schedule"
     words = [f"attack={method}", f"attack.steps={steps}", f"++{schedule}.iterations={iterations}"]
-    moved_by = composed(f"attack={method}").attack.surrogate_schedule._target_
+    moved_by = composed(f"attack={method}").attack.get("surrogate_schedule", {}).get("_target_")
+    if moved_by is None:
+        raise ValueError(f"--methods {method}: expected attacks that climb a surrogate's loss")
     if moved_by.endswith(".FittedFirst") and fit_steps is not None:
         words.append(f"{schedule}.training_steps={fit_steps}")
     return words
@@ -129,12 +131,13 @@ def trace_table(
 def analyse(
     subject: Subject, settings: argparse.Namespace, progress: Progress
 ) -> tuple[pd.DataFrame, Figure]:
+    counts = (settings.iterations, settings.steps, settings.fit_steps)
+    attacks = {method: same_steps(method, *counts) for method in settings.methods}
     model = subject.network()
     at = (model, subject.photos, subject.prompt, subject.draws(model), TIMESTEPS)
     noisy = attacked(subject, [f"attack={PLACEBO}"], progress=progress)
     tables = [trace_table(PLACEBO, [], {0: noisy}, *at)]
-    for method in settings.methods:
-        words = same_steps(method, settings.iterations, settings.steps, settings.fit_steps)
+    for method, words in attacks.items():
         trace = Trace(progress, settings.steps)
         attacked(subject, words, progress=trace, checkpoint=trace)
         images = {0: subject.photos.images, **trace.photos}

@@ -136,7 +136,7 @@ def analyse(
         ]
         progress("timesteps", done + 1, len(set(settings.timesteps)))
     # SimAC's search as the attack calls it, whatever attack the overrides choose
-    attack = build(settled(["attack=simac", *subject.words]).attack)
+    attack = build(settled([*subject.words, "attack=simac"]).attack)
     allowed = attack.timestep_policy.allowed(
         model,
         photos.images.to(model.device),

@@ -100,10 +100,10 @@ def attacked(
     progress: Progress,
     checkpoint: Checkpoint | None = None,
 ) -> Tensor:
-    """Return the subject's photos protected by the attack that `words` and the subject's own
-    overrides compose, on the 8-bit grid as their files would hold them.
+    """Return the subject's photos protected by the attack that the subject's own overrides and then
+    `words` compose, on the 8-bit grid as their files would hold them.
     """
-    config = settled([*words, *subject.words])
+    config = settled([*subject.words, *words])
     config.surrogate_model.path, config.seed = subject.model.path, subject.config.seed
     attack = build(without(OmegaConf.to_container(config.attack, resolve=True), "others"))
     nodes = {"surrogate_model": config.surrogate_model}

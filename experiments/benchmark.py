@@ -134,8 +134,11 @@ def main(arguments: list[str] | None = None) -> None:
         say(f"{phase} ...")
         command = [sys.executable, "-m", "experiments.benchmark"]
         command += [f"{k}={v}" for k, v in (settings | {"phase": phase}).items() if v is not None]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            say(f"{phase} failed: {' '.join(done.stderr.splitlines()[-1:])}")
+        else:
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
     cuda = settings["device"] == "cuda"
     machine = {
         "name": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",

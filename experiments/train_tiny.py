@@ -72,7 +72,7 @@ def train_autoencoder(work: Path, images: Tensor, steps: int, device: str) -> Au
         noisy = (x + _noise(x.shape, generator).to(device)).clamp(-1, 1)
         with torch.autocast(device, torch.bfloat16):
             posterior = vae.encode(noisy).latent_dist
-            y = vae.decode(posterior.sample()).sample
+            y = vae.decode(posterior.sample(generator)).sample
         run.descend(reconstruction_loss(y.float(), x) + 1e-6 * posterior.kl().float().mean())
     vae.eval().requires_grad_(False)
     with torch.no_grad():

@@ -92,4 +92,5 @@ def _captions(k: int) -> list[str]:
     rng = np.random.default_rng((k, 0xCA97))
     named = [names()[identity]] * (CAPTIONS - 2) if identity < NAMED else []
     subjects = named + [""] * (CAPTIONS - len(named))
-    return [caption(*_drawn(k), rng, name) for name in subjects]
+    who, when = _drawn(k)
+    return [caption(who, when, rng, name) for name in subjects]

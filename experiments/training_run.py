@@ -84,7 +84,6 @@ class Run:
             self.first = saved.pop("step")
             for name, part in self.parts.items():
                 part.load_state_dict(saved[name])
-            schedule.lr_lambdas = get_cosine_schedule_with_warmup(optimizer, 200, steps).lr_lambdas
 
     def __iter__(self) -> Iterator[int]:
         saved_at = time.monotonic()
@@ -102,7 +101,8 @@ class Run:
             if time.monotonic() - saved_at > 300:
                 self.save(step + 1)
                 saved_at = time.monotonic()
-        self.save(self.steps)
+        if self.first < self.steps:  # a longer training's state stays what it is
+            self.save(self.steps)
 
     def descend(self, loss: Tensor) -> None:
         """Take one optimizer step down `loss`."""

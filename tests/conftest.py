@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.pop("HYDRA_FULL_ERROR", None)  # with it refusals are tracebacks
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", OMP_NUM_THREADS="1")
 
 

@@ -28,14 +28,6 @@ from anticustom.portraits.people import (
 from anticustom.portraits.shots import CLOTHES, EVERYDAY_SCENES
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pictures(identities, size=64, **kwargs):
     people = [person(identity) for identity in identities]
     return render(people, [shot(p.identity, 0, **kwargs) for p in people], size)

@@ -162,12 +162,6 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients():
     torch.testing.assert_close(gradients[True], gradients[False])
 
 
-def test_the_cpu_is_not_asked(monkeypatch):
-    assert memory.free_bytes("cpu") is None
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 9))
-    assert memory.free_bytes("cuda:1") == 5
-
-
 def test_every_setting_has_the_keys_of_all():
     files = {name: OmegaConf.load(CONF / f"memory/{name}.yaml") for name in NAMES}
     assert len({frozenset(node) for node in files.values()}) == 1

@@ -16,7 +16,6 @@ from anticustom.identities import Portraits
 from anticustom.images import write_png
 from experiments.composing import composed
 from experiments.pipeline import Pipeline
-from experiments.stages import effective
 
 # what readers of records rely on
 SURFACE = {
@@ -148,21 +147,6 @@ def test_the_same_command_again_changes_no_file(finished, command):
     assert again.last_line == finished.out.splitlines()[-1]
     assert "..." not in again.out
     assert snapshot(finished.output_dir) == before
-
-
-def test_the_stages_key_of_an_attack_without_transforms_is_that_of_one_that_knows_none():
-    plain = {"eps": 8, "steps": 6}
-    assert effective(plain | {"transforms": [], "transform_samples": 3}, "0") == plain
-    with_blur = plain | {"transforms": ["blur"], "transform_samples": 3}
-    assert effective(with_blur, "0") == with_blur
-
-
-def test_the_stages_key_of_the_papers_methods_knows_no_later_option():
-    plain = {"eps": 8, "timestep_policy": {"keep": 100}}
-    later = {"draws_per_step": 1, "timestep_policy": {"keep": 100, "gradient": "image"}}
-    assert effective(plain | later, "0") == plain
-    faster = {"draws_per_step": 4, "timestep_policy": {"keep": 100, "gradient": "latents"}}
-    assert effective(plain | faster, "0") == plain | faster
 
 
 def test_stages(command, miniature, tmp_path):

@@ -15,7 +15,7 @@ from experiments import training_portraits
 from experiments.tiny_model import RARE_TOKENS, SIZE, make_tokenizer, new_text_encoder
 from experiments.train_tiny import main, place_rare_tokens
 from experiments.training_portraits import NAMED_PORTRAITS, names
-from experiments.training_run import shuffled_batches
+from experiments.training_run import Run, shuffled_batches
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_b"])
@@ -111,6 +111,31 @@ batches = shuffled_batches(torch.arange(16), 4, run.first)
 for _ in run:
     run.descend(network(data[next(batches)]).square().mean())
 """
+
+
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path):
+    def train(name: str, steps: int, stop: int | None = None) -> dict:
+        torch.manual_seed(0)
+        network = torch.nn.Linear(3, 1)
+        run = Run(tmp_path / name, network, steps, learning_rate=0.1)
+        data = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
+        batches = shuffled_batches(torch.arange(16), 4, run.first)
+        for step in run:
+            if step == stop:
+                run.save(step)
+                break
+            run.descend(network(data[next(batches)]).square().mean())
+        return torch.load(tmp_path / name, weights_only=True)
+
+    whole = train("whole", 5)
+    assert train("stopped", 5, stop=2)["step"] == 2
+    resumed = train("stopped", 5)
+    assert resumed["step"] == 5
+    for name, weight in whole["network"].items():
+        assert torch.equal(resumed["network"][name], weight)
+    shorter = train("whole", 2)  # of a longer one nothing is undone, nor called otherwise
+    assert shorter["step"] == 5
+    assert torch.equal(shorter["network"]["weight"], whole["network"]["weight"])
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
