@@ -129,14 +129,14 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(f"error: phase={settings['phase']}: expected all, {', '.join(PHASES)}")
         print(json.dumps(measure(settings["phase"], settings)))
         return
-    rows = []
+    rows, failed = [], []
     for phase in PHASES:  # a process of its own each, for memory once taken is not given back
         say(f"{phase} ...")
         command = [sys.executable, "-m", "experiments.benchmark"]
         command += [f"{k}={v}" for k, v in (settings | {"phase": phase}).items() if v is not None]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            say(f"{phase} failed: {' '.join(done.stderr.splitlines()[-1:])}")
+            failed.append(f"{phase}: {' '.join(done.stderr.splitlines()[-1:])}")
         else:
             rows.append(json.loads(done.stdout.splitlines()[-1]))
     cuda = settings["device"] == "cuda"
@@ -150,6 +150,8 @@ def main(arguments: list[str] | None = None) -> None:
     output.write_text(json.dumps({"machine": machine, **settings, "phases": rows}, indent=2) + "\n")
     headers = ["phase", "s", "range", "images/s", "TFLOP", "TFLOP/s", "of peak", "GiB"]
     print(tabulate([row(one) for one in rows], headers, disable_numparse=True))
+    if failed:
+        sys.exit(f"error: phases failed, and are missing: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

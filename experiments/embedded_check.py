@@ -22,7 +22,7 @@ from experiments.photocopy_check import (
     followed_prompts,
     protected_similarity,
 )
-from experiments.processes import Run, outcomes, usable_cores
+from experiments.processes import Command, outcomes, usable_cores
 
 EPS = (4, 8, 16)
 CHECKED = {  # the setting
@@ -51,7 +51,7 @@ def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None
     pairs = list(product(SWEEPS, identities))
     shared = [f"output_dir={output_dir.absolute()}", "tracker=none"]
     runs = [
-        Run(
+        Command(
             ["-m", f"dataset.identities=[{number}]", *shared, *sweep],
             threads=1,
             log=output_dir.absolute() / "logs" / f"{number}.txt",

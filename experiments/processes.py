@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
-class Run:
+class Command:
     """`python run.py` with `arguments` on a number of threads; what it prints goes to `log`."""
 
     arguments: Sequence[str]
@@ -29,7 +29,7 @@ class Run:
         return ended.returncode == 0
 
 
-def outcomes(runs: Sequence[Run], processes: int) -> Iterator[bool]:
+def outcomes(runs: Sequence[Command], processes: int) -> Iterator[bool]:
     """Run all, `processes` at a time; yield whether each succeeded, in their order. What ends the
     loop, such as an interrupt, lets none start that has not.
     """

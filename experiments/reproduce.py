@@ -20,7 +20,7 @@ from eval.metrics import METRICS
 from experiments import records
 from experiments.configurations import details_of_method, details_of_setting, names
 from experiments.leaderboard import RECORDS, read
-from experiments.processes import ROOT, Run, outcomes, usable_cores
+from experiments.processes import ROOT, Command, outcomes, usable_cores
 from experiments.provenance import digest_of_file, versions
 
 # files that decide numbers: code, settings, weights
@@ -169,7 +169,7 @@ def again_in(
     """
     places = {threads: folder / f"threads-{threads}" for _, threads in wanted}
     runs = [
-        Run(arguments_of(command, places[threads]), threads, folder / f"logs/reproduce-{k}.txt")
+        Command(arguments_of(command, places[threads]), threads, folder / f"logs/reproduce-{k}.txt")
         for k, (command, threads) in enumerate(wanted, 1)
     ]
     succeeded = outcomes(runs, processes)

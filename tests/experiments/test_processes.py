@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import processes
-from experiments.processes import Run, outcomes
+from experiments.processes import Command, outcomes
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def runs(tmp_path, monkeypatch):
         "sys.exit('broken' if sys.argv[1] == '2' else 0)\n"
     )
     monkeypatch.setattr(processes, "ROOT", tmp_path)
-    return [Run([str(k)], 3, tmp_path / "logs" / f"{k}.txt") for k in range(4)]
+    return [Command([str(k)], 3, tmp_path / "logs" / f"{k}.txt") for k in range(4)]
 
 
 def test_outcomes_come_in_order_and_logs_keep_the_reasons(runs, tmp_path):
