@@ -4,6 +4,11 @@ import json
 
 import torch
 
+from anticustom.attacks.pgd import PGD
+from anticustom.losses import Denoising
+from anticustom.surrogates import Frozen
+from anticustom.timestep_policies import Uniform
+
 PROMPTS = {"instance_prompt": "a photo of sks person", "class_prompt": "a photo of person"}
 NETWORKS = ("vae", "unet", "text_encoder")
 SCHEDULE = "attack.surrogate_schedule"
@@ -76,3 +81,21 @@ def changed(before, after) -> set[str]:
 
 def parameters(model):
     return [p for part in NETWORKS for p in getattr(model, part).parameters()]
+
+
+def levels(images, photos) -> list[float]:
+    """The largest change of each photo, in grey levels."""
+    return ((images - photos).abs().amax((1, 2, 3)) * 255).tolist()
+
+
+def frozen(**changed) -> PGD:
+    """Two steps of PGD against a surrogate that does not move, with some settings changed."""
+    settings = {
+        "eps": 8,
+        "step_size": 0.6375,
+        "steps": 2,
+        "loss": Denoising(),
+        "timestep_policy": Uniform(),
+        "surrogate_schedule": Frozen(),
+    }
+    return PGD(**settings | PROMPTS | changed)

@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from omegaconf import OmegaConf, open_dict
 from PIL import Image
+
+from experiments.composing import composed
+from experiments.pipeline import Pipeline
 
 RUN = Path(__file__).parents[1] / "run.py"
 SIMAC = [
@@ -69,3 +73,11 @@ class Finished:
         self.out, self.err = ended.stdout, ended.stderr
         (record,) = output_dir.glob("records/*.json")  # others join it later
         self.record = json.loads(record.read_text())
+
+
+def pipeline_of(*arguments: str) -> Pipeline:
+    config = composed(*arguments, with_hydra=True)
+    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return Pipeline(config, choices)

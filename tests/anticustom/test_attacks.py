@@ -4,39 +4,21 @@ import pytest
 import torch
 from helpers import (
     PRESETS,
-    PROMPTS,
     SCHEDULE,
     Killed,
     Memory,
     Reports,
     changed,
+    frozen,
+    levels,
     parameters,
     weights,
 )
 
-from anticustom.attacks.pgd import PGD
-from anticustom.countermeasures import Blur, Unchanged, transformed
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.images import project, quantize_within, sign_step
 from anticustom.losses import Denoising, FeatureInterference
-from anticustom.surrogates import Frozen
-from anticustom.timestep_policies import Uniform, image_gradient_and_loss
-
-
-def levels(images, photos) -> float:
-    return ((images - photos).abs().amax((1, 2, 3)) * 255).tolist()
-
-
-def frozen(**changed) -> PGD:
-    settings = {
-        "eps": 8,
-        "step_size": 0.6375,
-        "steps": 2,
-        "loss": Denoising(),
-        "timestep_policy": Uniform(),
-        "surrogate_schedule": Frozen(),
-    }
-    return PGD(**settings | PROMPTS | changed)
+from anticustom.timestep_policies import image_gradient_and_loss
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -119,71 +101,6 @@ def test_the_attack_ascends_the_loss(model, inputs_for, pictures):
         assert mean_loss(protected[k : k + 1]) > mean_loss(project(photo + signs, photo, 8))
 
 
-def test_without_transforms_nothing_changes_and_with_them_photos_stay_within_eps(inputs_for):
-    plain, none, sampled, blurred = (
-        attack(inputs_for(attack))
-        for attack in (
-            frozen(steps=4, step_size=3),
-            frozen(steps=4, step_size=3, transforms=["identity"], transform_samples=2),
-            frozen(steps=4, step_size=3, transforms=["identity", "blur"], transform_samples=2),
-            frozen(steps=4, step_size=3, transforms=["blur"]),
-        )
-    )
-    photos = inputs_for(frozen()).photos
-    assert ((none - plain).abs() < 1e-6).float().mean() > 0.99
-    for other in (sampled, blurred):
-        assert ((other - plain).abs() > 1e-3).float().mean() > 0.05
-        assert max(levels(other, photos)) == pytest.approx(8, abs=1e-3)
-
-
-def test_a_step_ascends_the_mean_loss_of_what_the_transforms_make(model, inputs_for):
-    attack = frozen(steps=1, transforms=["blur", "crop", "jpeg"], transform_samples=3)
-    inputs = inputs_for(attack)
-    protected = attack(inputs)
-    objective = Denoising().bind(model, prompt=attack.instance_prompt)
-    (draw,) = draw_batches(
-        inputs.surrogates[0].draws, "0 perturb", inputs.names, 1, [model.timesteps] * 2
-    )
-    key = (inputs.names, inputs.seed, inputs.identity)
-    photos = inputs.photos.clone().requires_grad_()
-    losses = [
-        objective(transformed(attack.transforms, photos, *key, f"0 transform 0 {k}"), draw)
-        for k in range(3)
-    ]
-    loss = sum(one["denoising"].sum() for one in losses) / 3
-    gradient = torch.autograd.grad(loss, photos)[0]
-    expected = project(sign_step(inputs.photos, gradient, 0.6375), inputs.photos, 8)
-    assert ((protected - expected).abs() < 1e-6).float().mean() > 0.99
-
-
-@pytest.mark.parametrize("reference", ["original", "phase_start"])
-def test_what_a_photo_is_compared_with_goes_through_the_same_transform(
-    model, inputs_for, reference
-):
-    loss = FeatureInterference(reference=reference, weight=1e4)
-    attack = frozen(steps=2, loss=loss, transforms=["crop", "blur", "gaussian_noise"])
-    inputs = inputs_for(attack)
-    protected = attack(inputs)
-    drawn = draw_batches(
-        inputs.surrogates[0].draws, "0 perturb", inputs.names, 2, [model.timesteps] * 2
-    )
-    expected = inputs.photos
-    for step, draw in enumerate(drawn):
-        key = (inputs.names, inputs.seed, inputs.identity, f"0 transform {step} 0")
-        seen = transformed(attack.transforms, inputs.photos, *key)
-        objective = loss.bind(
-            model,
-            prompt=attack.instance_prompt,
-            clean=lambda seen=seen: model.posterior(seen),
-            start=lambda seen=seen: seen,
-        )
-        images = expected.clone().requires_grad_()
-        terms = objective(transformed(attack.transforms, images, *key), draw)
-        gradient = torch.autograd.grad(sum(terms.values()).sum(), images)[0]
-        expected = project(sign_step(expected, gradient, 0.6375), inputs.photos, 8)
-    assert ((protected - expected).abs() < 1e-6).float().mean() > 0.99
-
-
 @pytest.mark.parametrize("loss", [Denoising(), FeatureInterference(up_blocks=(2, 3))])
 def test_a_step_ascends_the_mean_loss_over_its_draws(model, inputs_for, loss):
     attack = frozen(steps=2, draws_per_step=3, loss=loss)
@@ -208,20 +125,6 @@ def test_a_step_ascends_the_mean_loss_over_its_draws(model, inputs_for, loss):
     assert ((protected - expected).abs() < 1e-6).float().mean() > 0.99
     one = replace(attack, draws_per_step=1)(inputs_for(attack))
     assert ((protected - one).abs() > 1e-3).float().mean() > 0.05
-
-
-def test_transforms_are_drawn_for_each_photo(inputs_for):
-    attack = frozen(steps=3, transforms=["blur", "gaussian_noise", "jpeg"])
-    together = attack(inputs_for(attack))
-    alone = attack(inputs_for(attack, ("b.jpg",)))
-    assert ((together[1:] - alone).abs() < 1e-6).float().mean() > 0.99
-
-
-def test_transforms_of_a_command_line(configured):
-    blur = "{_target_: anticustom.countermeasures.Blur, sigma: 3}"
-    attack = configured("attack", "attack=aspl", f"attack.transforms=[identity,{blur}]")
-    assert attack.transforms == (Unchanged(), Blur(3))
-    assert configured("attack", "attack=aspl").transforms == ()
 
 
 def test_a_photos_protection_does_not_depend_on_the_other_photos(preset, inputs_for):
