@@ -2,13 +2,12 @@
 through to survive it: one definition serves both.
 
 A counter-measure takes one photo (3, h, w) in [0, 1] and a CPU generator, from which all its
-randomness comes, and returns a photo of the same size and range. All but `Purify` are
-differentiable.
+randomness comes, and returns a photo of the same size and range. All are differentiable.
 """
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,29 @@ from anticustom.draws import keyed_generator
 from anticustom.images import GREY_LEVELS, from_8bit, to_8bit
 
 if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
+
     from anticustom.diffusion import LatentDiffusion
 
 Countermeasure = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def _resized(photo: Tensor, height: int, width: int) -> Tensor:
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2.functional import resize
+
+    size = [max(height, 1), max(width, 1)]
+    # bicubic weights are partly negative, so that edges overshoot
+    return resize(photo, size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+
+
+def _check(owner: Countermeasure, key: str, kind: type, low: float, high: float) -> None:
+    value = getattr(owner, key)
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        noun = "an integer" if kind is int else "a number"
+        raise ValueError(
+            f"{type(owner).__name__}.{key}={value!r}: expected {noun} from {low} to {high}"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +141,7 @@ class Purify:
     latent form of DiffPure).
 
     The noise is that of the highest of the model's `steps` evenly spaced timesteps below
-    `timestep`; the sampler goes down from there.
+    `timestep`; the sampler goes down from there. The gradient goes back through every step.
     """
 
     timestep: int = 100
@@ -139,16 +158,9 @@ class Purify:
                 f"it: set at least steps={-(-1000 // self.timestep)}"
             )
 
-    @torch.no_grad()
     def __call__(self, photo: Tensor, generator: torch.Generator) -> Tensor:
-        from diffusers import DDIMScheduler
-
-        model = self.model
-        # latents are not clipped, whatever sampler the model's folder has been saved with
-        options = {"timestep_spacing": "trailing", "clip_sample": False}
-        sampler = DDIMScheduler.from_config(model.scheduler.config, **options)
-        sampler.set_timesteps(self.steps)
-        timesteps = sampler.timesteps[sampler.timesteps < self.timestep].to(model.device)
+        model, sampler = self.model, self._sampler(self.model)
+        timesteps = self.timesteps(model).to(model.device)
         posterior = model.posterior(photo[None].to(model.device))
         noise = torch.randn(posterior.mean.shape, generator=generator).to(model.device)
         latents = model.noisy(
@@ -160,29 +172,57 @@ class Purify:
             latents = sampler.step(prediction, timestep, latents).prev_sample
         return model.decode(latents)[0].to(photo.device)
 
+    def timesteps(self, model: "LatentDiffusion") -> Tensor:
+        """Return the timesteps of the denoising, from the highest."""
+        timesteps = self._sampler(model).timesteps
+        return timesteps[timesteps < self.timestep]
 
-# what attack.transforms may name, with default settings
+    def _sampler(self, model: "LatentDiffusion") -> "DDIMScheduler":
+        from diffusers import DDIMScheduler
+
+        # latents are not clipped, whatever sampler the model's folder has been saved with
+        options = {"timestep_spacing": "trailing", "clip_sample": False}
+        sampler = DDIMScheduler.from_config(model.scheduler.config, **options)
+        sampler.set_timesteps(self.steps)
+        return sampler
+
+
+# what attack.transforms may name: the choices of countermeasure= with their settings, and the words
+# that are usual for two of them
 TRANSFORMS = {
-    "identity": Unchanged,
-    "jpeg": JPEG,
-    "blur": Blur,
-    "resize": Resize,
-    "gaussian_noise": GaussianNoise,
-    "crop": Crop,
+    "none": Unchanged(),
+    "jpeg90": JPEG(90),
+    "jpeg75": JPEG(75),
+    "jpeg50": JPEG(50),
+    "blur": Blur(),
+    "resize": Resize(),
+    "gaussian_noise": GaussianNoise(),
+    "crop": Crop(),
+    "purify": Purify(),
+    "identity": Unchanged(),
+    "jpeg": JPEG(75),
 }
 
 
 def transforms_of(asked: Sequence[str | Countermeasure]) -> tuple[Countermeasure, ...]:
     """Return the transforms that names and settings stand for; raise ValueError for others."""
-    made = [
-        TRANSFORMS[one]() if isinstance(one, str) and one in TRANSFORMS else one for one in asked
-    ]
-    if isinstance(asked, str) or not all(type(one) in TRANSFORMS.values() for one in made):
+    made = [TRANSFORMS.get(one, one) if isinstance(one, str) else one for one in asked]
+    kinds = {type(one) for one in TRANSFORMS.values()}
+    if isinstance(asked, str) or not kinds.issuperset(map(type, made)):
         raise ValueError(
             f"attack.transforms={asked!r}: expected a list of {', '.join(TRANSFORMS)}, or of their "
             "settings as in conf/countermeasure, for example [identity,blur]"
         )
     return tuple(made)
+
+
+def with_purifier(
+    transforms: Sequence[Countermeasure], model: "LatentDiffusion | None"
+) -> list[Countermeasure]:
+    """Return the transforms, each purifier among them with the model that it noises and denoises
+    with.
+    """
+    return [replace(one, model=model) if isinstance(one, Purify) else one for one in transforms]
 
 
 def transformed(
@@ -203,21 +243,3 @@ def transformed(
         return transforms[index](photo, generator)
 
     return torch.stack([one(*pair) for pair in zip(photos, names, strict=True)])
-
-
-def _resized(photo: Tensor, height: int, width: int) -> Tensor:
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2.functional import resize
-
-    size = [max(height, 1), max(width, 1)]
-    # bicubic weights are partly negative, so that edges overshoot
-    return resize(photo, size, InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-
-
-def _check(owner: Countermeasure, key: str, kind: type, low: float, high: float) -> None:
-    value = getattr(owner, key)
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-        noun = "an integer" if kind is int else "a number"
-        raise ValueError(
-            f"{type(owner).__name__}.{key}={value!r}: expected {noun} from {low} to {high}"
-        )

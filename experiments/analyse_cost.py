@@ -25,6 +25,7 @@ from experiments.analysis_subjects import write
 from experiments.benchmark import counted
 from experiments.benchmark_phases import Bench, whole
 from experiments.configurations import OWN, configurations
+from experiments.pipeline import without
 from experiments.publish import files_of
 from experiments.terminal import quiet_libraries, say
 
@@ -63,18 +64,19 @@ def falls(of_method: Sequence[Mapping]) -> Fall:
 
 def operations(record: Mapping) -> int:
     """Return the floating-point operations of a record's attack on random photos of its size."""
-    settings = {k: v for k, v in record["config"]["attack"].items() if k != "others"}
-    attack = instantiate(settings, _convert_="object")
+    settings = record["config"]["attack"]
+    attack = instantiate(without(settings, "others", "purifier"), _convert_="object")
     if not attack.needs_surrogate:
         return 0
     schedule, photos = attack.surrogate_schedule, len(record["perceptibility"]["images"])
-    others = [node["name"] for node in record["config"]["attack"].get("others", {}).values()]
+    others = [node["name"] for node in settings.get("others", {}).values()]
+    purifier = [settings["purifier"]["name"]] if "purifier" in settings else []
 
     def of(iterations: int) -> int:
         own = replace(attack, surrogate_schedule=replace(schedule, iterations=iterations))
         names = [record["surrogate_model"], *others]
         bench, *further = [Bench(name, "cpu", photos) for name in names]
-        call, _ = whole(bench, own, further)
+        call, _ = whole(bench, own, further, *[Bench(name, "cpu", photos) for name in purifier])
         return counted(call)
 
     # all iterations but the first, before which there may be more to do, cost the same

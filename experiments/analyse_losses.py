@@ -22,7 +22,7 @@ from anticustom.progress import Progress
 from experiments.analysis_subjects import Subject, arguments, attacked, run, said
 from experiments.composing import composed
 
-METHODS = ["advdm", "fsmg", "aspl", "simac"]
+METHODS = ["advdm", "fsmg", "aspl", "simac", "t_fsmg", "t_aspl", "e_fsmg", "e_aspl"]
 TIMESTEPS = [10, 50, *range(100, 1000, 100)]
 PLACEBO = "noise"
 LINEAR_BELOW = 0.01  # losses

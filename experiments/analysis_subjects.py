@@ -23,7 +23,7 @@ from anticustom.progress import Checkpoint, NoCheckpoint, Progress
 from experiments.composing import composed
 from experiments.devices import chosen_device
 from experiments.disk import atomic_write
-from experiments.fitting import size_of_all
+from experiments.fitting import check_purifier, size_of_all
 from experiments.models import Model, surrogate_precision
 from experiments.pipeline import build, model_of, without
 from experiments.sampling import sample
@@ -105,12 +105,15 @@ def attacked(
     """
     config = settled([*subject.words, *words])
     config.surrogate_model.path, config.seed = subject.model.path, subject.config.seed
-    attack = build(without(OmegaConf.to_container(config.attack, resolve=True), "others"))
+    asked = OmegaConf.to_container(config.attack, resolve=True)
+    attack = build(without(asked, "others", "purifier"))
     nodes = {"surrogate_model": config.surrogate_model}
     nodes |= {f"attack.others.{k}": node for k, node in config.attack.get("others", {}).items()}
     models = {key: model_of(node) for key, node in nodes.items()}
-    size_of_all(models)
-    needed = models if attack.needs_surrogate else ()
+    needed = dict(models) if attack.needs_surrogate else {}
+    purifier = model_of(asked["purifier"]) if "purifier" in asked else None
+    check_purifier(attack, purifier is not None)
+    size_of_all(models | ({"attack.purifier": purifier} if purifier else {}))
 
     def surrogate(number: int, key: str) -> SurrogateInputs:
         network = models[key].load(surrogate_precision(config.attack), config.device)
@@ -133,6 +136,7 @@ def attacked(
             seed=config.seed,
             clean_set=(subject.reference.names, subject.reference.images),
             surrogates=[surrogate(*pair) for pair in enumerate(needed)],
+            purifier=purifier and purifier.load(config.attack.precision, config.device),
             progress=progress,
             checkpoint=checkpoint or NoCheckpoint(),
         )

@@ -163,7 +163,7 @@ def simac(bench: Bench) -> tuple[Callable[[], object], int]:
 
 
 def whole(
-    bench: Bench, attack: Any, others: Sequence[Bench] = ()
+    bench: Bench, attack: Any, others: Sequence[Bench] = (), purifier: Bench | None = None
 ) -> tuple[Callable[[], object], int]:
     """The whole of an attack on one identity; `others` have an ensemble's further surrogates."""
     photos = bench.photos(bench.count).cpu()
@@ -186,6 +186,7 @@ def whole(
                 seed=0,
                 clean_set=(bench.names, photos),
                 surrogates=[SurrogateInputs(m, bench.draws, class_images) for m in models],
+                purifier=purifier and purifier.model,
             )
         )
 

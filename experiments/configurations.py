@@ -142,7 +142,7 @@ def details_of_method(record: Mapping) -> dict:
         return {}
     settings = in_use(record["config"]["attack"])
     attack = _without(settings, "eps", "loss", "timestep_policy")
-    others = {k: v for k, v in record["digests"].items() if k.startswith("attack.others.")}
+    others = {k: v for k, v in record["digests"].items() if k.startswith("attack.")}
     chosen = {
         key: {"": record[key], **settings.get(key, {})} for key in ("loss", "timestep_policy")
     }
@@ -219,9 +219,11 @@ def _word(key: str, value: str) -> str:
 
 
 def _short(text: str) -> str:
-    """A value's JSON, or its beginning and a digest: few letters that tell long values apart."""
-    text = text.strip('"')
-    if len(text) <= 32:
+    """A value's JSON without quotes, or its beginning and a digest: few letters that tell long
+    values apart.
+    """
+    text = text.replace('"', "").replace(", ", ",")
+    if len(text) <= 48:
         return text
     return f"{text[:20].rstrip()}...{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 

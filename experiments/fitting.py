@@ -1,6 +1,7 @@
 """Whether the models that a configuration names fit each other, its methods and this machine."""
 
 from collections.abc import Collection, Mapping
+from itertools import product
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -28,13 +29,29 @@ def size_of_all(models: Mapping[str, Model]) -> int:
     return size
 
 
-def check_others(models: Mapping[str, Model], others: Collection[str]) -> None:
-    """Raise Refused if one of `others`, keys of models, is the surrogate_model once more."""
-    for key in sorted(others):
-        if models[key].digest == models["surrogate_model"].digest:
+def check_others(
+    models: Mapping[str, Model], surrogates: Collection[str], others: Collection[str]
+) -> None:
+    """Raise Refused if one of `others`, keys of models, is one of the `surrogates` once more."""
+    for key, surrogate in product(sorted(others), sorted(surrogates)):
+        if models[key].digest == models[surrogate].digest:
             raise Refused(
-                f"{key} is the surrogate_model itself: name another, with surrogate_model@{key}"
+                f"{key} is the {surrogate} itself: name another, with surrogate_model@{key}"
             )
+
+
+def check_purifier(attack: Any, given: bool) -> None:
+    """Raise Refused if an attack that ascends through purification has no model for it, or one
+    that does not has one.
+    """
+    if bool(getattr(attack, "purifiers", ())) == given:
+        return
+    raise Refused(
+        "attack.purifier: no purify among attack.transforms takes it: leave it out"
+        if given
+        else "attack.transforms: purify takes a model: name one, for example with "
+        "+surrogate_model@attack.purifier=tiny_b"
+    )
 
 
 def check_scale(config: Mapping[str, Any], used: Collection[str]) -> None:

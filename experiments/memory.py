@@ -36,8 +36,8 @@ def check_fits(
 ) -> None:
     """Raise Refused if a wanted stage takes more than the `available` bytes of a GPU.
 
-    `folders` has the surrogates', by their keys in the configuration, and
-    "customizer.base_model".
+    `folders` has the surrogates', by their keys in the configuration, "customizer.base_model", and
+    "attack.purifier" if there is one.
     """
     for stage, group in (("protect", "attack"), ("customize", "customizer")):
         if stage not in config.stages:
@@ -67,14 +67,17 @@ def stage_bytes(stage: str, config: DictConfig, folders: Mapping[str, Path]) -> 
             precision = node.pop("precision")
             model = fake_model(folders["customizer.base_model"], precision, checkpointing)
             return bytes_to_customize(instantiate(node, _convert_="object"), model)
-        node = {k: v for k, v in settings["attack"].items() if k != "others"}
+        node = {k: v for k, v in settings["attack"].items() if k not in ("others", "purifier")}
         attack = instantiate(node, _convert_="object")
         if not attack.needs_surrogate:
             return 0.0
-        surrogates = [k for k in folders if k != "customizer.base_model"]
+        surrogates = [k for k in folders if k not in ("customizer.base_model", "attack.purifier")]
         how = (surrogate_precision(node), checkpointing)
         models = [fake_model(folders[key], *how) for key in surrogates]
-        return bytes_to_protect(attack, models)
+        purifier = None
+        if "attack.purifier" in folders:
+            purifier = fake_model(folders["attack.purifier"], node["precision"], checkpointing)
+        return bytes_to_protect(attack, models, purifier)
 
 
 def _with_preset(config: DictConfig, name: str) -> DictConfig:

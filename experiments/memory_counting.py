@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from anticustom import adapters, model_files
 from anticustom.attacks.pgd import PGD
+from anticustom.countermeasures import Purify
 from anticustom.customizers.custom_diffusion import CustomDiffusion, text_projections
 from anticustom.customizers.lora import LoRA
 from anticustom.customizers.textual_inversion import TextualInversion
@@ -68,11 +69,15 @@ def of_adapters(
     return Training(settings, weights, count, **more)
 
 
-def bytes_to_protect(attack: Any, models: Sequence[LatentDiffusion]) -> float:
-    """Return the bytes that an attack on surrogates takes with one photo at a time; the weights of
-    `models` may be fake. Of an attack with a loop of its own only the models are counted.
+def bytes_to_protect(
+    attack: Any, models: Sequence[LatentDiffusion], purifier: LatentDiffusion | None = None
+) -> float:
+    """Return the bytes that an attack on surrogates takes with one photo at a time, through the
+    `purifier` if it ascends through one; the weights of the models may be fake. Of an attack with a
+    loop of its own only the models are counted.
     """
-    fixed, working = UNCOUNTED + sum(_weights(model) for model in models), 0.0
+    every = [*models, purifier] if purifier else models
+    fixed, working = UNCOUNTED + sum(_weights(model) for model in every), 0.0
     if not isinstance(attack, PGD):
         return fixed
     for model in models:
@@ -80,6 +85,7 @@ def bytes_to_protect(attack: Any, models: Sequence[LatentDiffusion]) -> float:
         with attack.own_precision(model):
             computing = _weights(model)  # beside those that were loaded, if they differ
             kept = _kept_for_gradients(model, partial(_perturbed, attack, model))
+            kept += max((_purified(one, purifier) for one in attack.purifiers), default=0.0)
         working = max(working, kept + (computing if computing != loaded else 0.0))
     for model in models:
         if training := _of_surrogate(attack.surrogate_schedule, model):
@@ -136,11 +142,14 @@ def _parameters(model: LatentDiffusion) -> list[nn.Parameter]:
     return [parameter for part in parts for parameter in part.parameters()]
 
 
+def _side(model: LatentDiffusion) -> int:
+    """The height and width of the model's images."""
+    return model.latent_shape[1] * 2 ** (len(model.vae.config.block_out_channels) - 1)
+
+
 def _perturbed(attack: Any, model: LatentDiffusion) -> object:
     """One step on one photo, up to its loss."""
-    c, h, w = model.latent_shape
-    side = h * 2 ** (len(model.vae.config.block_out_channels) - 1)
-    photo = torch.zeros(1, 3, side, side)
+    photo = torch.zeros(1, 3, *[_side(model)] * 2)
     objective = attack.loss.bind(
         model,
         prompt=attack.instance_prompt,
@@ -148,8 +157,24 @@ def _perturbed(attack: Any, model: LatentDiffusion) -> object:
         start=lambda: photo,
     )
     posterior = model.posterior(photo.clone().requires_grad_())
-    draws = [_draw(1, (c, h, w)) for _ in range(attack.draws_per_step)]
+    draws = [_draw(1, model.latent_shape) for _ in range(attack.draws_per_step)]
     return [objective.of_posterior(posterior, draw) for draw in draws]
+
+
+def _purified(purify: Purify, model: LatentDiffusion) -> float:
+    """The bytes that the purification of one photo keeps for the gradients."""
+    embeddings = model.text_embeddings([purify.prompt])
+
+    def latents() -> Tensor:
+        return torch.zeros(1, *model.latent_shape).requires_grad_()
+
+    def step() -> Tensor:
+        return model.predict(latents(), torch.zeros(1, dtype=torch.long), embeddings)
+
+    photo = torch.zeros(1, 3, *[_side(model)] * 2).requires_grad_()
+    ends = [lambda: model.posterior(photo), lambda: model.decode(latents())]
+    kept = sum(_kept_for_gradients(model, end) for end in ends)
+    return kept + len(purify.timesteps(model)) * _kept_for_gradients(model, step)
 
 
 def _of_step(model: LatentDiffusion, training: Training) -> float:

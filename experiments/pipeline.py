@@ -12,7 +12,13 @@ from anticustom.identities import Identity, with_clean_photos
 from experiments import records
 from experiments.devices import chosen_device, use
 from experiments.disk import StoreError, check_writable
-from experiments.fitting import check_layers_exist, check_others, check_scale, size_of_all
+from experiments.fitting import (
+    check_layers_exist,
+    check_others,
+    check_purifier,
+    check_scale,
+    size_of_all,
+)
 from experiments.memory import check_fits, free_bytes
 from experiments.models import Model
 from experiments.photo_files import read_back
@@ -27,7 +33,8 @@ from experiments.tracking import filled_in
 
 # settings of the adversary in which the victim's base model is not the surrogate
 OTHER_MODEL = ("other_model", "all_other")
-PURIFIER = "countermeasure.model"
+PURIFIER, OWN_PURIFIER = "countermeasure.model", "attack.purifier"
+DIGESTS = {PURIFIER: "purifier", OWN_PURIFIER: OWN_PURIFIER}  # their names in records
 # what a sweep's jobs in this process made anew: none does again what it shares with another
 RENEWED: set[Path] = set()
 
@@ -48,7 +55,7 @@ class Pipeline:
         self.config = OmegaConf.to_container(config, resolve=True)
         check_settings(self.config)
         self.dataset = build(without(self.config["dataset"], "shard"))
-        self.attack = build(without(self.config["attack"], "others"))
+        self.attack = build(without(self.config["attack"], "others", "purifier"))
         self.countermeasure = build(without(self.config["countermeasure"], "model"))
         self.customizer = build(without(self.config["customizer"], "base_model", "precision"))
         self.scorer = build(config.metrics, device=self.device)
@@ -58,10 +65,14 @@ class Pipeline:
         self.surrogates = {"surrogate_model": self.surrogate_model}
         self.surrogates |= {f"attack.others.{k}": self._model(node) for k, node in others.items()}
         self.base_model = self._model(config.customizer.base_model)
-        purifier = self.config["countermeasure"].get("model")
-        self.purifier = self._model(purifier) if purifier else None
+        purifiers = {
+            PURIFIER: self.config["countermeasure"].get("model"),
+            OWN_PURIFIER: self.config["attack"].get("purifier"),
+        }
+        self.purifiers = {key: self._model(node) for key, node in purifiers.items() if node}
+        check_purifier(self.attack, OWN_PURIFIER in self.purifiers)
         self.models = {**self.surrogates, "customizer.base_model": self.base_model}
-        self.models |= {PURIFIER: self.purifier} if self.purifier else {}
+        self.models |= self.purifiers
         self._refuse_what_is_missing()
         self.identities = shard_of(self.dataset.names(), self.config["dataset"]["shard"])
         check_writable(self.output_dir)
@@ -94,7 +105,8 @@ class Pipeline:
         if self.device == "cpu" != self.config["device"]:
             protects = self.attack.needs_surrogate and "protect" in self.config["stages"]
             customizes = "customize" in self.config["stages"]
-            used = {key: protects if key in self.surrogates else customizes for key in self.models}
+            protecting = {*self.surrogates, OWN_PURIFIER}
+            used = {key: protects if key in protecting else customizes for key in self.models}
             check_scale(self.config, [key for key, is_used in used.items() if is_used])
 
     def run(self) -> list[Path]:
@@ -136,8 +148,9 @@ class Pipeline:
         size = size_of_all(self.models)
         others = {key for key in self.surrogates if self.attack.needs_surrogate}
         others |= {"customizer.base_model"} if self.choices["adversary"] in OTHER_MODEL else set()
-        others |= {PURIFIER} if self.purifier and self.attack.needs_surrogate else set()
-        check_others(self.models, others - {"surrogate_model"})
+        check_others(self.models, {"surrogate_model"}, others - {"surrogate_model"})
+        if self.attack.needs_surrogate:
+            check_others(self.models, set(self.surrogates), self.purifiers.keys() & {PURIFIER})
         return size
 
     def _check_memory(self) -> None:
@@ -180,7 +193,8 @@ class Pipeline:
         mixed = (identity.set_C, config["clean_photos"])
         arms = {arm: with_clean_photos(photo_set, *mixed) for arm, photo_set in arms.items()}
         counter = (self.countermeasure, self.choices["countermeasure"])
-        counter += (without(config["countermeasure"], "model"), self.purifier, config["precision"])
+        counter += (without(config["countermeasure"], "model"), self.purifiers.get(PURIFIER))
+        counter += (config["precision"],)
         arms = {
             arm: stages.countermeasure(identity.name, arm, photo_set, *counter)
             for arm, photo_set in arms.items()
@@ -222,6 +236,7 @@ class Pipeline:
             self.config["attack"],
             list(self.surrogates.values()),
             self._class_images_of_surrogate,
+            self.purifiers.get(OWN_PURIFIER),
         )
 
     def _facts(self, identity: Identity) -> dict:
@@ -244,7 +259,7 @@ class Pipeline:
             "digests": {
                 **{name: model.digest for name, model in self.surrogates.items()},
                 "base_model": self.base_model.digest,
-                **({"purifier": self.purifier.digest} if self.purifier else {}),
+                **{DIGESTS[key]: model.digest for key, model in self.purifiers.items()},
             },
         }
 

@@ -34,9 +34,9 @@ def in_use(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings but those that change nothing where they are left alone, so that an
     option that came later does not tell a method apart from its former self.
 
-    The other surrogates of an ensemble are not among them: their weights are.
+    The other models of an attack are not among them: their weights are.
     """
-    unused = {"others"}
+    unused = {"others", "purifier"}
     unused |= {key for key, value in LEFT_ALONE.items() if settings.get(key) == value}
     if settings.get("training_precision") == settings.get("precision"):
         unused.add("training_precision")

@@ -2,12 +2,14 @@
 class images, protected photos, what counter-measures make of them, victims, galleries, scores."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
-from anticustom.countermeasures import Countermeasure, Purify, Unchanged, transformed
+from anticustom.countermeasures import Countermeasure, Unchanged, transformed, with_purifier
 from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
 from anticustom.identities import Identity, PhotoSet
@@ -143,6 +145,7 @@ class Stages:
         config: Mapping,
         models: Sequence[Model],
         class_images: Callable[[int], Artifact],
+        purifier: Model | None = None,
     ) -> Artifact:
         """Return the protected photos of set B. Of the surrogates `models`, the first has the
         random numbers of an attack on it alone; `class_images(k)` are those of the k-th.
@@ -158,6 +161,7 @@ class Stages:
             digest, *others = [model.digest for model in models]
             inputs |= {"clean": identity.set_A.digest, "model": digest}
             inputs |= {"others": others} if others else {}
+        inputs |= {"purifier": purifier.digest} if purifier else {}
         if attack.needs_class_images:
             count = 1 if config.get("shared_class_images") else len(models)
             digest, *others = [class_images(k).digest for k in range(count)]
@@ -182,6 +186,7 @@ class Stages:
                         seed=self.seed,
                         clean_set=(identity.set_A.names, identity.set_A.images),
                         surrogates=surrogates,
+                        purifier=purifier and purifier.load(config["precision"], self.device),
                         progress=progress,
                         checkpoint=checkpoint,
                     )
@@ -214,11 +219,10 @@ class Stages:
             inputs |= {"model": model.digest, "precision": precision}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
-            chosen = countermeasure
-            if isinstance(chosen, Purify):
-                chosen = replace(chosen, model=model.load(precision, self.device))
+            chosen = with_purifier([countermeasure], model and model.load(precision, self.device))
             key = (photos.names, self.seed, identity, "countermeasure")
-            images = transformed([chosen], photos.images, *key)
+            with torch.no_grad():
+                images = transformed(chosen, photos.images, *key)
             for file, image in zip(photo_files(folder, photos), images, strict=True):
                 write_png(file, image)
             return {}

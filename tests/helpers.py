@@ -21,6 +21,7 @@ PRESETS = {
     "aspl_lora": TWICE,
     "aspl_released": TWICE,
     "aspl_lora_released": TWICE,
+    "fsmg_released": ("attack.steps=3", f"{SCHEDULE}.training_steps=2"),
     "t_fsmg_released": ("attack.steps=3", f"{SCHEDULE}.training_steps=2"),
     "t_aspl_released": TWICE,
     "simac_released": (*TWICE, "timestep_policy.keep=900"),

@@ -31,7 +31,8 @@ class AttackInputs:
     """One identity's photos and what it takes to attack surrogates with them.
 
     `photos` (n, 3, h, w) in [0, 1] is set B, with its `names`; `clean_set` is names and images. An
-    ensemble has several `surrogates`.
+    ensemble has several `surrogates`. `purifier` is the model of an attack that ascends through
+    purification.
     """
 
     identity: str
@@ -40,5 +41,6 @@ class AttackInputs:
     seed: int
     clean_set: tuple[tuple[str, ...], Tensor]
     surrogates: Sequence[SurrogateInputs]
+    purifier: LatentDiffusion | None = None
     progress: Progress = silent
     checkpoint: Checkpoint = field(default_factory=NoCheckpoint)

@@ -11,11 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from anticustom import surrogates
+from anticustom import countermeasures, surrogates
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.checks import check_count
 from anticustom.chunks import Chunks
-from anticustom.countermeasures import Countermeasure, transformed, transforms_of
 from anticustom.diffusion import LatentDiffusion, Posterior, Precision
 from anticustom.draws import Draw, draw_batches, joined
 from anticustom.ensembles import Combination, JointLoss
@@ -51,7 +50,8 @@ class PGD:
 
     With `transforms`, names or settings of counter-measures, the steps ascend the expectation over
     transformations: the mean loss of each photo through `transform_samples` of them, drawn anew in
-    every step. What the loss compares a photo with goes through the same transform.
+    every step. What the loss compares a photo with goes through the same transform. Purification
+    among them takes the inputs' `purifier`.
 
     The steps compute in `precision`, the surrogate trains in `training_precision` (None: the same),
     in which it is to be loaded.
@@ -72,7 +72,7 @@ class PGD:
     precision: Precision = "float32"
     training_precision: Precision | None = None
     draws_per_step: int = 1
-    transforms: Sequence[str | Countermeasure] = ()
+    transforms: Sequence[str | countermeasures.Countermeasure] = ()
     transform_samples: int = 1
     combination: Combination = field(default_factory=JointLoss)
     shared_class_images: bool = False
@@ -84,13 +84,17 @@ class PGD:
         training = self.surrogate_schedule.training
         return training is not None and training.preserves_prior
 
+    @property
+    def purifiers(self) -> list[countermeasures.Purify]:
+        return [one for one in self.transforms if isinstance(one, countermeasures.Purify)]
+
     def __post_init__(self):
         check_eps(self.eps)
         if not self.step_size > 0:
             raise ValueError(f"attack.step_size={self.step_size!r}: expected grey levels above 0")
         for name in ("steps", "draws_per_step", "transform_samples"):
             check_count(f"attack.{name}", getattr(self, name))
-        object.__setattr__(self, "transforms", transforms_of(self.transforms))
+        object.__setattr__(self, "transforms", countermeasures.transforms_of(self.transforms))
 
     def __call__(self, inputs: AttackInputs) -> Tensor:
         """Return protected images: float32 (n, 3, h, w) in [0, 1] on the CPU, within eps of
@@ -194,14 +198,23 @@ class PGD:
             self._objective(member, lambda member=member: member.clean[rows], lambda: start)
             for member in members
         ]
+        transforms = countermeasures.with_purifier(self.transforms, inputs.purifier)
+        through = partial(
+            countermeasures.transformed,
+            transforms,
+            names=names,
+            seed=inputs.seed,
+            identity=inputs.identity,
+        )
         images, losses = start, []
         for step, draw in enumerate(zip(*draws, strict=True)):
             samples = [plain]
             if self.transforms:
-                owner = names, inputs.seed, inputs.identity
-                phase = f"{iteration} transform {step}"
-                keys = [(*owner, f"{phase} {k}") for k in range(self.transform_samples)]
-                samples = [[self._through(key, m, clean, start) for m in members] for key in keys]
+                phases = [
+                    f"{iteration} transform {step} {k}" for k in range(self.transform_samples)
+                ]
+                drawn = [partial(through, phase=phase) for phase in phases]
+                samples = [[self._through(one, m, clean, start) for m in members] for one in drawn]
             gradient, loss = _summed(samples, images, draw)
             images = project(sign_step(images, gradient, self.step_size), clean, self.eps)
             losses.append(loss / len(samples) / len(members))
@@ -239,15 +252,13 @@ class PGD:
         return over_draws
 
     def _through(
-        self, key: tuple, member: _Member, clean: Tensor, start: Tensor
+        self,
+        through: Callable[[Tensor], Tensor],
+        member: _Member,
+        clean: Tensor,
+        start: Tensor,
     ) -> Callable[[Tensor, Draw], Terms]:
-        """Return the loss of images through the transforms drawn for `key` (photos' names, seed,
-        identity, phase), with its references through the same ones.
-        """
-
-        def through(images: Tensor) -> Tensor:
-            return transformed(self.transforms, images, *key)
-
+        """Return the loss of images `through` transforms, with its references through the same."""
         objective = self._objective(
             member,
             lambda: member.surrogate.model.posterior(through(clean)),

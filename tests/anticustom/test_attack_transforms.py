@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import frozen, levels
 
-from anticustom.countermeasures import Blur, Unchanged, transformed
+from anticustom.countermeasures import Blur, Purify, Unchanged, transformed
 from anticustom.draws import draw_batches
 from anticustom.images import project, sign_step
 from anticustom.losses import Denoising, FeatureInterference
@@ -87,3 +87,23 @@ def test_transforms_of_a_command_line(configured):
     attack = configured("attack", "attack=aspl", f"attack.transforms=[identity,{blur}]")
     assert attack.transforms == (Unchanged(), Blur(3))
     assert configured("attack", "attack=aspl").transforms == ()
+
+
+def test_an_attack_ascends_through_purification(model, new_model, inputs_for):
+    attack = frozen(steps=1, transforms=[Purify(timestep=40)])
+    inputs = inputs_for(attack, purifier=new_model())
+    protected = attack(inputs)
+    objective = Denoising().bind(model, prompt=attack.instance_prompt)
+    (draw,) = draw_batches(
+        inputs.surrogates[0].draws, "0 perturb", inputs.names, 1, [model.timesteps] * 2
+    )
+    photos = inputs.photos.clone().requires_grad_()
+    key = (inputs.names, inputs.seed, inputs.identity, "0 transform 0 0")
+    seen = transformed([Purify(timestep=40, model=model)], photos, *key)
+    loss = objective(seen, draw)["denoising"].sum()
+    expected = project(
+        sign_step(inputs.photos, torch.autograd.grad(loss, photos)[0], 0.6375), inputs.photos, 8
+    )
+    assert ((protected - expected).abs() < 1e-6).float().mean() > 0.99
+    plain = frozen(steps=1)
+    assert ((protected - plain(inputs_for(plain))).abs() > 1e-3).float().mean() > 0.05

@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +17,14 @@ from anticustom.countermeasures import (
     Unchanged,
     transformed,
     transforms_of,
+    with_purifier,
 )
 from anticustom.draws import keyed_generator
 from anticustom.images import from_8bit, to_8bit
 
 SMOOTH = [Unchanged(), Blur(1.4), Resize(2), Resize(2.5), GaussianNoise(8), Crop(0.9)]
 KEY = (0, "ann", "countermeasure")
+CHOICES = sorted((Path(__file__).parents[2] / "conf" / "countermeasure").glob("[!_]*.yaml"))
 
 
 @pytest.fixture
@@ -207,7 +210,34 @@ def test_bad_settings_are_refused(kind, settings):
 
 def test_transforms_are_names_or_settings():
     assert transforms_of(["identity", "blur", Blur(3)]) == (Unchanged(), Blur(), Blur(3))
-    assert [type(one) for one in transforms_of(list(TRANSFORMS))] == list(TRANSFORMS.values())
-    for wrong in ("blur", ["blurr"], [Purify()], [{"quality": 3}], [3]):
-        with pytest.raises(ValueError, match=r"attack\.transforms=.*expected a list of identity"):
+    assert transforms_of(list(TRANSFORMS)) == tuple(TRANSFORMS.values())
+    for wrong in ("blur", ["blurr"], [{"quality": 3}], [3], [["blur"]]):
+        with pytest.raises(ValueError, match=r"attack\.transforms=.*expected a list of none, jpeg"):
             transforms_of(wrong)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CHOICES])
+def test_a_transform_is_the_counter_measure_of_its_name(configured, name):
+    (transform,) = transforms_of([name])
+    (theirs,) = with_purifier([configured("countermeasure", f"countermeasure={name}")], None)
+    assert transform == theirs
+
+
+def test_the_gradient_of_purification_is_that_of_its_values(exact_model, photo):
+    """Along a random direction, by differences."""
+    (purify,) = with_purifier([Purify(timestep=60, steps=50)], exact_model)
+    assert len(purify.timesteps(exact_model)) == 3
+    photo = photo.double().requires_grad_()
+    weights, direction = (torch.randn(photo.shape, generator=keyed_generator(k)) for k in "wd")
+
+    def value(photo):
+        return (weights * purify(photo, keyed_generator("noise"))).sum()
+
+    (gradient,) = torch.autograd.grad(value(photo), photo)
+    with torch.no_grad():
+        step = 1e-5 * direction
+        slope = (value(photo + step) - value(photo - step)) / 2
+    assert (gradient * step).sum().item() == pytest.approx(
+        slope.item(), rel=1e-2
+    )  # decoded in float32
+    assert gradient.abs().max() > 0

@@ -12,7 +12,9 @@ REFUSED = {
     "attack.eps=0": r"eps=0 .* from 1 to 255",
     "attack.eps=300": r"eps=300 .* from 1 to 255",
     "attack.transforms=[sharpen]": r"attack\.transforms=\['sharpen'\]: expected a list",
-    "attack.transforms=blur": r"attack\.transforms='blur': expected a list of identity, jpeg,",
+    "attack.transforms=blur": r"attack\.transforms='blur': expected a list of none, jpeg90,",
+    "attack.transforms=[purify]": r"purify takes a model: .*\+surrogate_model@attack\.purifier=",
+    "attack=aspl +surrogate_model@attack.purifier=tiny_b": r"attack\.purifier: no purify among",
     "attack.transform_samples=0": r"attack\.transform_samples=0: expected an integer",
     "attack.steps=many": r"attack\.steps='many': expected an integer",
     "attack.step_size=long": r"attacks\.pgd\.PGD: .*'str'",
@@ -55,6 +57,9 @@ REFUSED = {
     "metrics.pyiqa=[ssim]": r"metrics\.pyiqa=\['ssim'\]: ssim is measured already",
     "countermeasure=purify countermeasure.model.path=tiny surrogate_model.path=tiny": (
         r"countermeasure\.model is the surrogate_model itself"
+    ),
+    "attack=e_fsmg countermeasure=purify surrogate_model.path=tiny": (
+        r"countermeasure\.model is the attack\.others\.second itself"
     ),
     "checkpoint_minutes=soon": r"checkpoint_minutes='soon': expected a number",
 }
