@@ -67,7 +67,7 @@ READING = (
     "with another seed; so differences between rows of several kinds hold what that does, too. "
     "Where a group's rows are of several, it says which; `none` is then the mean of them.",
 )
-ASIDE = "on fewer or other identities: means do not compare with those above, nor with one another"
+ASIDE = "on fewer or other identities: means compare only with those of the same identities"
 
 
 def leaderboard(found: Mapping[str, Mapping], pictures: Mapping[str, bytes]) -> dict[str, str]:
@@ -94,7 +94,7 @@ def _readme(rows: Sequence[Row], count: int, drawn: Mapping[str, tuple[str, str]
         return "\n\n".join([*blocks, "**There are no records yet.**"]) + "\n"
     blocks += [f"{count} records.", "\n".join(f"- {line}" for line in READING)]
     for setting in dict.fromkeys(row.configuration.setting for row in rows):
-        blocks.append(f"## {setting.heading}\n{setting.title}")
+        blocks.append(f"## {_plain(setting.heading)}\n{_plain(setting.title)}")
         of = [row for row in rows if row.configuration.setting == setting]
         for eps in dict.fromkeys(row.configuration.eps for row in of):
             group = [row for row in of if row.configuration.eps == eps]
@@ -103,7 +103,7 @@ def _readme(rows: Sequence[Row], count: int, drawn: Mapping[str, tuple[str, str]
                 blocks.append(f"eps {eps:g}, {ASIDE}:\n\n{_table(others)}")
             blocks += _made_on(group)
     for name, (title, _) in drawn.items():
-        blocks.append(f"![{title}]({name})\n\n{title}")
+        blocks.append(f"![{_plain(title)}]({name})\n\n{_plain(title)}")
     return "\n\n".join(blocks) + "\n"
 
 
@@ -111,19 +111,29 @@ def _made_on(rows: Sequence[Row]) -> list[str]:
     """Which processors made which rows, where they are not the same for all."""
     methods: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        methods["; ".join(row.processors)].append(f"`{row.configuration.method}`")
+        methods["; ".join(map(_plain, row.processors))].append(_code(row.configuration.method))
     if len(methods) < 2:
         return []
-    return ["Computed on " + ", on ".join(f"{on}: {', '.join(of)}" for on, of in methods.items())]
+    return ["Computed on\n\n" + "\n".join(f"- {on}: {', '.join(of)}" for on, of in methods.items())]
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*<>\[\]|#])", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    """Text between backticks, also in a cell."""
+    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
 
 
 def _table(rows: Sequence[Row]) -> str:
     shown = [*columns(rows, SHOWN), *differences(rows)]
-    headings = ["rank", "method", "identities", *(column.heading for column in shown)]
+    headings = ["rank", "method", "identities", *(_plain(column.heading) for column in shown)]
     cells = [
         [
             rank_text(row),
-            f"`{row.configuration.method}`",
+            _code(row.configuration.method),
             identities_text(row),
             *(column.text(row) for column in shown),
         ]

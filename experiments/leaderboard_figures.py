@@ -28,6 +28,7 @@ STYLE = {
     "axes.grid": True,
     "grid.color": "#e4e7ec",
     "axes.axisbelow": True,
+    "text.parse_math": False,
 }
 
 
@@ -40,7 +41,6 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     for row in scored:
         settings[row.configuration.setting].append(row)
     settings = {setting: _comparable(of) for setting, of in settings.items()}
-    methods = sorted({row.configuration.method for of in settings.values() for row in of})
     found = {}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whatever the user's own matplotlibrc says
@@ -49,7 +49,7 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
             if all(is_unprotected(row.configuration) for row in of):
                 continue
             title = f"{setting.dataset}, {setting.customizer}, {setting.title}"
-            found[f"{_slug(title, found)}.svg"] = (title, _of_setting(of, methods))
+            found[f"{_slug(title, found)}.svg"] = (title, _of_setting(of))
         for backbone in sorted({setting.backbone for setting in settings}):
             # at each budget of a setting the people of most of its rows
             own = [row for row in scored if row.configuration.setting.backbone == backbone]
@@ -73,7 +73,7 @@ def _score(backbone: str) -> str:
     return f"{SCORE.replace('_', ' ')} ({backbone})"
 
 
-def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
+def _of_setting(rows: Sequence[Row]) -> str:
     """The score against eps, unless there is but one, and against how visible the protection is."""
     clean = [row for row in rows if is_unprotected(row.configuration)]
     lines: dict[str, list[Row]] = defaultdict(list)
@@ -88,8 +88,7 @@ def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
         zip(kinds, figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], strict=True)
     )
     for k, (method, of) in enumerate(sorted(lines.items())):
-        place = methods.index(method)
-        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
         # side by side, so that intervals do not hide one another
         shift = 0.03 * budgets[-1] * (k / max(len(lines) - 1, 1) - 0.5)
         of = sorted(of, key=lambda row: row.configuration.eps)
@@ -117,7 +116,7 @@ def _of_setting(rows: Sequence[Row], methods: Sequence[str]) -> str:
     figure.set_figheight(HEIGHT + above)
     figure.legend(handles, labels, loc="upper center", ncols=columns, frameon=False)
     figure.subplots_adjust(
-        left=0.85 / figure.get_figwidth(),
+        left=0.95 / figure.get_figwidth(),
         right=0.98,
         bottom=0.5 / figure.get_figheight(),
         top=1 - above / figure.get_figheight(),
@@ -138,8 +137,20 @@ def _points(
     below = [0 if of.low is None else max(of.mean - of.low, 0) for of in scores]
     above = [0 if of.high is None else max(of.high - of.mean, 0) for of in scores]
     axes.errorbar(
-        x, means, yerr=[below, above], label=method, capsize=2, markersize=5, linewidth=1.2, **style
+        x,
+        means,
+        yerr=[below, above],
+        label=_label(method),
+        capsize=2,
+        markersize=5,
+        linewidth=1.2,
+        **style,
     )
+
+
+def _label(method: str) -> str:
+    """What a legend shows: it leaves out what begins with an underscore."""
+    return f"\u200b{method}" if method.startswith("_") else method
 
 
 def _heat_map(rows: Sequence[Row]) -> str:
@@ -156,7 +167,9 @@ def _heat_map(rows: Sequence[Row]) -> str:
         f"{_short(place[0])}, eps {place[1]:g} (n={' or '.join(map(str, people[place]))})"
         for place in places
     ]
-    left, below, above = 0.3 + 0.06 * max(map(len, names)), 0.2, 1.1
+    left, below = 0.3 + 0.06 * max(map(len, names)), 0.2
+    labels = [method if len(method) <= 30 else f"{method[:28]}..." for method in methods]
+    above = 0.3 + 0.04 * max(map(len, labels))  # of slanted names
     figure = Figure(figsize=(left + width + 1.2, below + height + above))
     size = (figure.get_figwidth(), figure.get_figheight())
     axes = figure.add_axes(
@@ -165,16 +178,17 @@ def _heat_map(rows: Sequence[Row]) -> str:
     bar = figure.add_axes(
         ((left + width + 0.3) / size[0], below / size[1], 0.14 / size[0], height / size[1])
     )
-    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    low = min(0.0, *(score for score in scores.values()))
+    image = axes.imshow(values, cmap="cividis", vmin=low, vmax=1, aspect="auto")
     for i, line in enumerate(values):
         for j, value in enumerate(line):
             if value is not NOTHING:
-                ink = "black" if value > 0.5 else "white"
+                ink = "black" if image.norm(value) > 0.5 else "white"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
     axes.grid(False)
     axes.tick_params(length=0, labelsize=7)
     axes.xaxis.tick_top()
-    axes.set_xticks(range(len(methods)), methods, rotation=40, ha="left")
+    axes.set_xticks(range(len(methods)), labels, rotation=40, ha="left")
     axes.set_yticks(range(len(places)), names)
     figure.colorbar(image, cax=bar, label=_score(rows[0].configuration.setting.backbone))
     return _svg(figure)

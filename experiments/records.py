@@ -36,8 +36,11 @@ EPS = (0.0, 255.0)  # grey levels; 0: nothing is protected
 # Kinds of values; each of them may also carry "?", which allows null.
 KINDS = {
     "text": lambda value: isinstance(value, str),
+    # printable: what figures and pages can show
+    "name": lambda value: isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable(),
     "count": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
-    "number": _number,
+    "number": lambda value: _number(value) and abs(value) < 1e300,
+    "duration": lambda value: _number(value) and 0 <= value < 1e9,  # seconds
     "mapping": lambda value: isinstance(value, Mapping),
     "rows": lambda value: (
         isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
@@ -68,17 +71,11 @@ CONFIG = {
 }
 REQUIRED = {
     "schema_version": "count",
-    "dataset": "text",
-    "identity": "text",
-    "attack": "text",
+    **dict.fromkeys(("dataset", "identity", "attack"), "name"),
     "eps": BUDGET,
-    "loss": "text",
-    "timestep_policy": "text",
-    "surrogate_model": "text",
-    "countermeasure": "text",
+    **dict.fromkeys(("loss", "timestep_policy", "surrogate_model", "countermeasure"), "name"),
     "clean_photos": "count",
-    "adversary": "text",
-    "customizer": "text",
+    **dict.fromkeys(("adversary", "customizer"), "name"),
     "seed": "count",
     "command": "text",
     "created_at": "text",
@@ -86,31 +83,27 @@ REQUIRED = {
     "machine": "mapping",
     "config": CONFIG,
     "digests": {"base_model": "text", "surrogate_model": "text"},
-    "seconds": {"protect": "number?", "customize": "number?", "evaluate": "number?"},
+    "seconds": dict.fromkeys(("protect", "customize", "evaluate"), "duration?"),
     "peak_memory_bytes": "mapping",
-    "scorer": {"backbone": "text"},
+    "scorer": {"backbone": "name"},
     "scores": {"protected": SCORES, "unprotected": SCORES},
     "perceptibility": {
         **{key: METRIC_KINDS[key] for key in ("linf", "psnr", "ssim")},
         "images": "rows",
     },
 }
+PROCESSORS = dict.fromkeys(("protect", "protected", "unprotected"), "name")  # in newer records
 # A record of scores that others measured, marked by the key `imported`. It has any of the scores.
 IMPORTED = {
     "schema_version": "count",
-    "imported": {"source": "text", "file": "text", "line": "count"},
-    "dataset": "text",
-    "identity": "text",
-    "attack": "text",
+    "imported": {"source": "name", "file": "text", "line": "count"},
+    **dict.fromkeys(("dataset", "identity", "attack"), "name"),
     "eps": BUDGET,
-    "surrogate_model": "text",
-    "base_model": "text",
-    "countermeasure": "text",
+    **dict.fromkeys(("surrogate_model", "base_model", "countermeasure"), "name"),
     "clean_photos": "count",
-    "adversary": "text",
-    "customizer": "text",
+    **dict.fromkeys(("adversary", "customizer"), "name"),
     "seed": "count",
-    "scorer": {"backbone": "text"},
+    "scorer": {"backbone": "name"},
     "scores": {"protected": "mapping"},
     "perceptibility": "mapping",
 }
@@ -159,7 +152,7 @@ def read(path: Path) -> dict:
     try:
         text = Path(path).read_text(encoding="utf-8")
         record = json.loads(text, parse_float=_finite, parse_constant=_finite)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(
             f"{path}: no record, for it is no JSON file ({error}); name records, or run again what "
             "it was to hold"
@@ -196,8 +189,16 @@ def check(record: object, path: Path) -> None:
     else:
         _check_keys(record, REQUIRED, path, "")
         for arm in ("protected", "unprotected"):
-            _check_given(record["scores"][arm], IMAGE_SCORES, path, f"scores.{arm}.")
-        _check_given(record["perceptibility"], PERCEPTIBILITY, path, "perceptibility.")
+            where, scores = f"scores.{arm}.", record["scores"][arm]
+            _check_given(scores, IMAGE_SCORES, path, where)
+            for rows in ("prompts", "images"):
+                _check_rows(scores[rows], IMAGE_SCORES, path, f"{where}{rows}")
+        of_photos = record["perceptibility"]
+        _check_given(of_photos, PERCEPTIBILITY, path, "perceptibility.")
+        _check_rows(of_photos["images"], PERCEPTIBILITY, path, "perceptibility.images")
+        _check_given(record, {"processors": "mapping"}, path, "")
+        if processors := record.get("processors"):
+            _check_keys(processors, PROCESSORS, path, "processors.")
 
 
 def _check_imported(record: Mapping, path: Path) -> None:
@@ -224,6 +225,14 @@ def _check_imported(record: Mapping, path: Path) -> None:
 def _check_given(values: Mapping, known: Mapping[str, str], path: Path, prefix: str) -> None:
     """Check those of the known keys that are there."""
     _check_keys(values, {key: kind for key, kind in known.items() if key in values}, path, prefix)
+
+
+def _check_rows(rows: list, known: Mapping[str, str], path: Path, where: str) -> None:
+    """Check the known scores of single images or prompts; any may be null."""
+    fits = [(key, KINDS[kind.rstrip("?")]) for key, kind in known.items()]
+    for k, row in enumerate(rows):
+        if wrong := [key for key, fit in fits if row.get(key) is not None and not fit(row[key])]:
+            _check_keys(row, {wrong[0]: known[wrong[0]]}, path, f"{where}[{k}].")
 
 
 def _check_keys(values: Mapping, required: Mapping, path: Path, prefix: str) -> None:

@@ -51,11 +51,17 @@ def imported(
                 raise ImportRefused(
                     f"{file}: line 1: no column {heading!r} for {key}; it has {there}"
                 )
+        _refuse_twice(reader.fieldnames, f"{file}: line 1: column")
         for row in reader:
             where = f"{file}: line {reader.line_num}"
+            if None in row or None in row.values():
+                raise ImportRefused(
+                    f"{where}: {'more' if None in row else 'fewer'} cells than headings; put a "
+                    "comma within a cell between quotes"
+                )
             values = DEFAULTS | fixed
             for key, heading in columns.items():
-                text = (row[heading] or "").strip()
+                text = row[heading].strip()
                 if text or key in LINE or key in SETTINGS:
                     values[key] = _parsed(text, key, f"{where}: column {heading!r}")
             origin = {"source": source, "file": Path(file).name, "line": reader.line_num}
@@ -84,6 +90,8 @@ def _refuse_incomplete(columns: Mapping[str, str], settings: Mapping[str, str]) 
             raise ImportRefused(
                 f"{option} {unknown[0]}=...: unknown, expected any of {', '.join(allowed)}"
             )
+    if both := sorted(columns.keys() & settings.keys()):
+        raise ImportRefused(f"{both[0]} is among --columns and among --settings: name it once")
     for key in (*LINE, *SETTINGS):
         if key not in columns and key not in settings and key not in DEFAULTS:
             more = "" if key in LINE else f", or --settings {key}=... for all lines"
@@ -103,7 +111,7 @@ def _parsed(text: str, key: str, where: str) -> str | float:
         except ValueError:
             fits = False
         else:
-            fits = records.KINDS[kind](value) and abs(value) < float("inf")
+            fits = records.KINDS[kind](value) and abs(value) < float("inf") and "_" not in text
     if not fits:
         more = {"text": ", which may not be empty"}.get(kind, "")
         more = " (25 % is 0.25)" if key == "fdfr" else more
@@ -177,4 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _pairs(words: Sequence[str]) -> dict[str, str]:
     if wrong := [word for word in words if "=" not in word]:
         raise ImportRefused(f"{wrong[0]}: expected NAME=VALUE")
+    _refuse_twice([word.split("=", 1)[0] for word in words], "NAME=VALUE: the name")
     return dict(word.split("=", 1) for word in words)
+
+
+def _refuse_twice(names: Sequence[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ImportRefused(f"{what} {name!r} stands there twice")

@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "of such records"
             )
         own = [record for record in committed.values() if "imported" not in record]
-        hours = sum(sum(record["seconds"].values()) for record in own) / 3600
+        hours = sum(sum(filter(None, record["seconds"].values())) for record in own) / 3600
         print(f"{len(wanted)} commands of about {hours:.0f} core hours, as the records took")
         numbers, missing = again_in(folder, committed, wanted, asked.processes)
     except (records.RecordError, OSError) as error:

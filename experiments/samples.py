@@ -52,7 +52,7 @@ def natural(name: str) -> tuple[int, str]:
 
 
 def is_unprotected(configuration: Configuration) -> bool:
-    return configuration.method.split(" ")[0] == UNPROTECTED
+    return configuration.method.split(" (")[0] == UNPROTECTED
 
 
 def usual_people(people: Iterable[tuple]) -> tuple:

@@ -74,7 +74,7 @@ def test_an_option_that_is_left_alone_says_nothing(made_up):
     found = configurations({f"{k}": made_up(config={"attack": a}) for k, a in enumerate(made)})
     assert [of.method for of in found.values()] == [
         "simac",
-        'simac (transform_samples=1, transforms=["blur"])',
+        "simac (transform_samples=1, transforms=[blur])",
     ]
 
 

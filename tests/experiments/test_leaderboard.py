@@ -2,6 +2,8 @@ import csv
 import io
 import re
 import time
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import matplotlib
 import pytest
@@ -112,7 +114,7 @@ def test_rows_of_several_processors_say_so(benchmark_of):
         kind = "B" if record["attack"] == "simac" else "A"
         record["processors"] = dict.fromkeys(("protect", "unprotected", "protected"), kind)
     text = leaderboard(found, {})["README.md"]
-    assert "Computed on B: `simac`, on A: `aspl`, `noise`, `none`" in text
+    assert "Computed on\n\n- B: `simac`\n- A: `aspl`, `noise`, `none`\n" in text
     for record in found.values():
         record["processors"] = dict.fromkeys(record["processors"], "A")
     assert "Computed on" not in leaderboard(found, {})["README.md"]
@@ -263,3 +265,26 @@ def test_text_of_records_cannot_become_markup(made_up):
     page = leaderboard({"a": record}, {})["index.html"]
     assert "<b>Ann" not in page
     assert "</pre><script>" not in page
+
+
+def test_names_of_records_are_shown_as_they_are(made_up):
+    """In Markdown, in the figures' SVG and legends, whatever letters they are of."""
+    hostile = ["a|b", "c`d", r"$\foo$", "_hidden", "# <i>", "none of it"]
+    found = {
+        f"{k} {who}": made_up(attack=attack, identity=who, dataset=r"$\bar$|<i>")
+        for k, attack in enumerate([*hostile, "noise"])
+        for who in "ab"
+    }
+    files = leaderboard(found, {})
+    rows = [line for line in files["README.md"].splitlines() if line.startswith("| - (fewer")]
+    assert len(rows) == len(hostile) + 1
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {
+        len(re.findall(r"(?<!\\)\|", rows[0]))
+    }
+    assert "<i>" not in re.sub(r"\\<i\\>|`[^`]*`", "", files["README.md"])
+    drawn = [text for name, text in files.items() if name.endswith(".svg")]
+    assert drawn
+    for svg in drawn:
+        ElementTree.fromstring(svg)
+        for name in hostile:
+            assert escape(name) in svg

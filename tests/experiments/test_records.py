@@ -92,7 +92,25 @@ def test_all_records_of_a_folder_are_sorted_by_path(record, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("attack", None, "attack is None, expected a text"),
+        ("attack", None, "attack is None, expected a name"),
+        ("attack", "a\nb", r"attack is 'a\nb', expected a name"),
+        ("identity", "", "identity is '', expected a name"),
+        ("processors", "x86", "processors is 'x86', expected a mapping"),
+        ("processors", {"protect": "x86"}, "processors.protected is missing"),
+        (
+            "scores.protected.images",
+            [
+                {"prompt": "a", "image": "0", "brisque": None},
+                {"prompt": "a", "image": "1", "ism": 9},
+            ],
+            r"scores.protected.images[1].ism is 9, expected a number from -1 to 1 or null",
+        ),
+        (
+            "perceptibility.images",
+            [{"image": "0", "psnr": "x"}],
+            "perceptibility.images[0].psnr is 'x', expected",
+        ),
+        ("seconds.customize", -5, "seconds.customize is -5, expected a duration or null"),
         ("seed", True, "seed is True, expected a count"),
         ("seed", -1, "seed is -1, expected a count"),
         ("eps", "8", "eps is '8', expected a number"),
@@ -106,7 +124,7 @@ def test_all_records_of_a_folder_are_sorted_by_path(record, tmp_path):
             "scores.protected.ser_fiq_raw is 'high', expected",
         ),
         ("perceptibility.lpips", -1, "perceptibility.lpips is -1, expected a number from 0 on"),
-        ("seconds.protect", "1", "seconds.protect is '1', expected a number or null"),
+        ("seconds.protect", "1", "seconds.protect is '1', expected a duration or null"),
         (
             "scores.protected.fdfr",
             25.0,

@@ -62,7 +62,9 @@ def test_lines_become_records_that_are_marked_and_read_back(table, tmp_path, cap
         ),
         ("simac,8,1,0.3,,0,31\n", "line 2: scores.protected.ism stands without ism_failures_as_0"),
         ("simac,8,1,,,,31\n", "line 2: scores.protected is empty"),
-        ("simac,8\n", "line 2: column 'Person' is ''"),
+        ("simac,8\n", "line 2: fewer cells than headings"),
+        ("simac,8,1,0,3,0.2,0,31\n", "line 2: more cells than headings"),
+        ("simac,8,1,0.2_5,0.2,0,31\n", "line 2: column 'ISM' is '0.2_5', expected a number"),
         ("a,8,1,0,0,0,1\na,8,1,0,0,0,1\n", "line 3: column 'Person': method, budget, identity"),
         ("", "line 2: no line below the headings"),
     ],
@@ -82,9 +84,22 @@ def test_unknown_and_missing_names_are_refused(table):
         (COLUMNS, {"dataset": "vggface2"}, "customizer is missing: name its column"),
         (COLUMNS, SETTINGS | {"seed": "one"}, "--settings seed is 'one', expected a count"),
         ({k: COLUMNS[k] for k in ("method", "budget", "identity")}, SETTINGS, "names no score"),
+        (COLUMNS | {"seed": "Person"}, SETTINGS | {"seed": "1"}, "seed is among --columns and"),
     ]:
         with pytest.raises(ImportRefused, match=message.replace(".", r"\.")):
             imported(path, columns, settings, "them")
+
+
+def test_what_stands_there_twice_is_refused(table):
+    path = table("simac,8,1,0.3\n", "Method,Eps,Person,FDFR\n")
+    columns = {k: COLUMNS[k] for k in ("method", "budget", "identity", "fdfr")}
+    assert imported(path, columns, SETTINGS, "them")
+    path = table("simac,8,1,0.3,0.9\n", "Method,Eps,Person,FDFR,FDFR\n")
+    with pytest.raises(ImportRefused, match="line 1: column 'FDFR' stands there twice"):
+        imported(path, columns, SETTINGS, "them")
+    words = [f"{k}={v}" for k, v in columns.items()]
+    with pytest.raises(SystemExit, match="the name 'fdfr' stands there twice"):
+        main(["import", str(path), "--columns", *words, "fdfr=ISM", "--source", "them"])
 
 
 def test_a_setting_may_be_a_column(table):
