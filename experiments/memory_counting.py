@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.autograd.graph import saved_tensors_hooks
 
 from anticustom import adapters, model_files
@@ -174,7 +174,9 @@ def _purified(purify: Purify, model: LatentDiffusion) -> float:
     photo = torch.zeros(1, 3, *[_side(model)] * 2).requires_grad_()
     ends = [lambda: model.posterior(photo), lambda: model.decode(latents())]
     kept = sum(_kept_for_gradients(model, end) for end in ends)
-    return kept + len(purify.timesteps(model)) * _kept_for_gradients(model, step)
+    with unset_fake_temporarily():  # how many are below a timestep depends on their values
+        steps = len(purify.timesteps(model))
+    return kept + steps * _kept_for_gradients(model, step)
 
 
 def _of_step(model: LatentDiffusion, training: Training) -> float:

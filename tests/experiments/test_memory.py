@@ -137,6 +137,29 @@ def test_steps_are_counted_in_their_own_precision():
     assert rounded < split("bfloat16", "float32")  # the rounded weights beside the others
 
 
+def test_purification_keeps_what_each_of_its_steps_keeps():
+    folders = {"surrogate_model": model_files.EMBEDDED / "tiny"}
+    both = folders | {"attack.purifier": model_files.EMBEDDED / "tiny_b"}
+
+    def taken(timestep: int) -> float:
+        purify = f"{{_target_: anticustom.countermeasures.Purify, timestep: {timestep}}}"
+        words = ["attack=advdm", f"attack.transforms=[identity,{purify}]"]
+        config = composed(*words, "+surrogate_model@attack.purifier=tiny_b")
+        return memory.stage_bytes("protect", config, both)
+
+    plain = memory.stage_bytes("protect", composed("attack=advdm"), folders)
+    purifier = model_files.load("tiny_b")
+    weights = sum(
+        parameter.nbytes
+        for network in (purifier.vae, purifier.unet, purifier.text_encoder)
+        for parameter in network.parameters()
+    )
+    one, two, four = (taken(20 * steps) - plain for steps in (1, 2, 4))
+    assert one > weights
+    assert four - two == pytest.approx(2 * (two - one))
+    assert two > one
+
+
 def test_of_an_attack_with_a_loop_of_its_own_the_models_are_counted():
     model = model_files.load("tiny")
     counted = memory_counting.bytes_to_protect(object(), [model, model])

@@ -156,6 +156,17 @@ def test_a_purifier_is_loaded_and_recorded(further, random_sd):
     assert record["digests"]["purifier"] == record["digests"]["surrogate_model"]
 
 
+def test_an_attack_through_a_purifier_is_given_its_model(finished, further, random_sd):
+    words = ["attack.steps=2", "attack.step_size=3", "attack.transforms=[purify]"]
+    purifier = ["+surrogate_model@attack.purifier=tiny", f"attack.purifier.path={random_sd}"]
+    record, new = further("advdm", *words, *purifier)
+    assert (new["protect"], new["customize"]) == (1, 1)
+    assert record["digests"]["attack.purifier"] == record["digests"]["surrogate_model"]
+    plain, _ = further("advdm", *words[:2])
+    assert plain["digests"]["protected"] != record["digests"]["protected"]
+    assert "attack.purifier" not in plain["digests"]
+
+
 def test_an_ensembles_surrogates_are_loaded_recorded_and_shared(further, random_sd, aspl, tmp_path):
     shutil.copytree(random_sd, tmp_path / "other")
     file = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
