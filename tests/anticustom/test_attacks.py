@@ -18,7 +18,7 @@ from helpers import (
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.images import project, quantize_within, sign_step
 from anticustom.losses import Denoising, FeatureInterference
-from anticustom.timestep_policies import image_gradient_and_loss
+from anticustom.timestep_policies import Interval, image_gradient_and_loss
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -99,6 +99,26 @@ def test_the_attack_ascends_the_loss(model, inputs_for, pictures):
         photo = inputs.photos[k : k + 1]
         assert mean_loss(protected[k : k + 1]) > mean_loss(photo)
         assert mean_loss(protected[k : k + 1]) > mean_loss(project(photo + signs, photo, 8))
+
+
+def test_steps_draw_the_timesteps_that_the_policy_allows(inputs_for):
+    asked, drawn = {}, []
+
+    class Policy(Interval):
+        def allowed(self, model, images, names, prompt, draws, **settings):
+            asked.update(prompt=prompt, eps=settings["eps"], step_size=settings["step_size"])
+            return super().allowed(model, images, names, prompt, draws, **settings)
+
+    class Noting(SeededDraws):
+        def __call__(self, phase, name, count, allowed):
+            drawn.append((phase, name, allowed.tolist()))
+            return super().__call__(phase, name, count, allowed)
+
+    attack = frozen(timestep_policy=Policy(low=10, high=20))
+    attack(inputs_for(attack, draws=Noting(0, "ann", (4, 8, 8))))
+    allowed = list(range(10, 21))
+    assert drawn == [("0 perturb", name, allowed) for name in ("a.png", "b.jpg")]
+    assert asked == {"prompt": attack.instance_prompt, "eps": 8, "step_size": 0.6375}
 
 
 @pytest.mark.parametrize("loss", [Denoising(), FeatureInterference(up_blocks=(2, 3))])

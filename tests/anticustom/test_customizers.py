@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from anticustom.customizers import custom_diffusion
 from anticustom.customizers.rare_word import rare_word
+from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning
 
@@ -43,6 +44,23 @@ def test_a_saved_victim_gives_the_same_samples(name, precision, inputs_of, new_m
     assert torch.equal(samples(loaded), victims)
     assert (victims - uncustomized).abs().mean() > 1e-3
     assert not any(p.requires_grad for p in inputs.model.unet.parameters())
+
+
+@pytest.mark.parametrize("name", CUSTOMIZERS)
+def test_photos_are_learned_under_the_instance_prompt_and_class_images_under_theirs(
+    name, inputs_of, monkeypatch
+):
+    customizer, inputs, asked = CUSTOMIZERS[name], inputs_of(), set()
+    embed = LatentDiffusion.text_embeddings
+
+    def noting(model, prompts):
+        asked.add(tuple(prompts))
+        return embed(model, prompts)
+
+    monkeypatch.setattr(LatentDiffusion, "text_embeddings", noting)
+    customizer.customize(inputs)
+    prompts = (customizer.instance_prompt, customizer.class_prompt)
+    assert asked == {prompts if customizer.training.preserves_prior else prompts[:1]}
 
 
 @pytest.mark.parametrize("name", TRAIN_BOTH_NETWORKS)
