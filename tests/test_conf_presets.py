@@ -40,6 +40,20 @@ def test_released_presets_differ_in_the_named_options_only(attack, own):
     }
 
 
+def test_the_papers_victim():
+    """DreamBooth with prior preservation as both papers' scripts train it."""
+    customizer = resolved(composed("surrogate_model=sd21").customizer)
+    assert customizer["steps"] == 1000
+    training = customizer["training"]
+    assert (training["learning_rate"], training["batch_size"]) == (5e-7, 2)
+    assert (training["prior_weight"], training["gradient_clip"]) == (1.0, 1.0)
+
+
+def test_the_released_ensemble_of_fsmg_makes_60_times_12_steps():
+    attack = composed("attack=e_fsmg_released").attack
+    assert (attack.surrogate_schedule.iterations, attack.steps) == (60, 12)
+
+
 def test_the_papers_numbers():
     """Of Anti-DreamBooth's and SimAC's scripts, with eps and steps in grey levels."""
     config = composed("attack=simac", "surrogate_model=sd21")
