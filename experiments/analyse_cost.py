@@ -24,8 +24,8 @@ from experiments import records
 from experiments.analysis_subjects import write
 from experiments.benchmark import counted
 from experiments.benchmark_phases import Bench, whole
+from experiments.building import without
 from experiments.configurations import OWN, configurations
-from experiments.pipeline import without
 from experiments.publish import files_of
 from experiments.terminal import quiet_libraries, say
 

@@ -23,7 +23,7 @@ from anticustom.losses import Denoising
 from anticustom.progress import Progress
 from anticustom.timestep_policies import image_gradient_and_loss
 from experiments.analysis_subjects import Subject, arguments, run, said, settled
-from experiments.pipeline import build
+from experiments.building import build
 from experiments.spectra import radial_power
 
 TIMESTEPS = [0, 10, 25, 50, 75, 100, 150, 200, 250, *range(300, 1000, 100), 999]

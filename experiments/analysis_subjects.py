@@ -20,12 +20,12 @@ from anticustom.identities import PhotoSet
 from anticustom.images import quantize_within
 from anticustom.model_files import image_size
 from anticustom.progress import Checkpoint, NoCheckpoint, Progress
+from experiments.building import build, model_of, without
 from experiments.composing import composed
 from experiments.devices import chosen_device
 from experiments.disk import atomic_write
 from experiments.fitting import check_purifier, size_of_all
 from experiments.models import Model, surrogate_precision
-from experiments.pipeline import build, model_of, without
 from experiments.sampling import sample
 from experiments.stages import draws_owner
 from experiments.terminal import bars, quiet_libraries

@@ -19,8 +19,8 @@ from anticustom.images import from_8bit, sign_step, write_png
 from anticustom.portraits import person, render, shot
 from anticustom.surrogates import trained_parameters
 from anticustom.timestep_policies import image_gradient_and_loss
+from experiments.building import without
 from experiments.composing import composed
-from experiments.pipeline import without
 from experiments.random_models import random_model
 
 

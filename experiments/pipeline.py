@@ -1,15 +1,14 @@
-"""The pipeline protect -> customize -> eval: the one place that instantiates a configuration."""
+"""The pipeline protect -> customize -> eval of one configuration, over all its identities."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from anticustom.identities import Identity, with_clean_photos
 from experiments import records
+from experiments.building import build, model_of, without
 from experiments.devices import chosen_device, use
 from experiments.disk import StoreError, check_writable
 from experiments.fitting import (
@@ -300,25 +299,3 @@ def for_all(read: Callable[[str], Any], names: Sequence[str]) -> list:
     if refused:
         raise Refused("; ".join(f"{', '.join(who)}: {why}" for why, who in refused.items()))
     return found
-
-
-def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
-    """Instantiate a node of the configuration; what its constructor refuses is raised as it was
-    meant.
-    """
-    try:
-        return instantiate(node, _convert_="object", **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, TypeError):
-            raise Refused(f"{node['_target_']}: {error.__cause__}: check its settings") from error
-        if isinstance(error.__cause__, ValueError | OSError):
-            raise Refused(str(error.__cause__)) from error
-        raise
-
-
-def model_of(node: Mapping, gradient_checkpointing: bool = False) -> Model:
-    return Model(node["name"], node["path"], node["revision"], gradient_checkpointing)
-
-
-def without(node: Mapping, *names: str) -> dict:
-    return {key: value for key, value in node.items() if key not in names}
