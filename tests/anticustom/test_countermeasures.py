@@ -89,10 +89,21 @@ def test_blur_is_in_pixels():
     assert spread.item() == pytest.approx(2, rel=0.02)
 
 
-def test_crop_enlarges_the_middle():
-    photo = torch.zeros(3, 64, 64)
-    photo[:, 16:48, 16:48] = 1
-    assert through(Crop(0.5), photo).min() > 0.999
+@pytest.mark.parametrize(("factor", "kept"), [(1.25, 1.0), (3, 0.0)])
+def test_resizing_takes_waves_below_two_pixels_of_the_smaller_photo(factor, kept):
+    wave = 0.4 * torch.cos(torch.arange(120) * 2 * torch.pi / 4)  # a period of 4 px
+    small = through(Resize(factor), (0.5 + wave).expand(3, 120, 120))[0, 60, 20:100] - 0.5
+    amplitude = small.std() / wave.std()
+    assert amplitude.item() == pytest.approx(kept, abs=0.25)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_crop_enlarges_the_middle(share):
+    photo = torch.zeros(3, 80, 80)
+    photo[:, 20:60, 20:60] = 1
+    found = through(Crop(share), photo)[0]
+    assert found.mean().item() == pytest.approx((0.5 / share) ** 2, abs=0.01)
+    assert torch.allclose(found, found.flip(0).flip(1), atol=1e-5)
 
 
 def test_randomness_depends_on_the_photos_name_not_on_the_others(photo):
