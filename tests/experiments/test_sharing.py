@@ -36,6 +36,16 @@ def further(finished, command, miniature):
     return run
 
 
+def shifted(model: Path, folder: Path, shift: float) -> Path:
+    """Write a model of the same size with other weights."""
+    shutil.copytree(model, folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.bias"] += shift
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
 def test_attack_none_makes_no_second_victim(finished, further):
     record, new = further("none")
     assert new == {"protect": 1, "eval": 1}  # the score: how visible no protection is
@@ -132,6 +142,25 @@ def test_an_adversary_uses_what_is_already_protected(finished, further):
     assert all("xjy" in prompt for prompt in prompts)
 
 
+def test_an_adversary_customizes_and_draws_with_its_own_model(
+    finished, further, random_sd, tmp_path
+):
+    other = shifted(random_sd, tmp_path / "other", 2)
+    out = finished.output_dir
+    before = {stage: artifacts(out, stage) for stage in STAGES}
+    base = "customizer.base_model"
+    words = [f"{base}.path={other}", f"{base}.gallery.steps=2", f"{base}.class_images.count=2"]
+    words += [f"{base}.gallery.images_per_prompt=1"]
+    record, new = further("simac", *SIMAC[1:], "adversary=other_model", *words)
+    assert "protect" not in new
+    assert (new["class_images"], new["customize"], new["gallery"]) == (1, 2, 3)
+    own = record["digests"]["base_model"]
+    assert own != record["digests"]["surrogate_model"]
+    for stage in ("class_images", "customize", "gallery"):
+        for made in artifacts(out, stage) - before[stage]:
+            assert json.loads((made / "manifest.json").read_text())["inputs"]["model"] == own
+
+
 def test_a_setting_has_records_of_its_own_though_a_command_line_composes_the_same(further):
     plain, new = further("noise", "customizer=lora")
     assert new["customize"] == 2
@@ -168,14 +197,10 @@ def test_an_attack_through_a_purifier_is_given_its_model(finished, further, rand
 
 
 def test_an_ensembles_surrogates_are_loaded_recorded_and_shared(further, random_sd, aspl, tmp_path):
-    shutil.copytree(random_sd, tmp_path / "other")
-    file = tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    weights["conv_in.bias"] += 1
-    save_file(weights, file, metadata={"format": "pt"})
+    second = shifted(random_sd, tmp_path / "second", 1)
     ensemble = (
         "+surrogate_model@attack.others.second=tiny",
-        f"attack.others.second.path={tmp_path / 'other'}",
+        f"attack.others.second.path={second}",
         "attack.others.second.gallery.steps=2",
     )
     record, new = further("aspl", *aspl[1:], *ensemble)
