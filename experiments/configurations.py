@@ -157,7 +157,10 @@ def differences(details: Sequence[Mapping]) -> list[str]:
     flat = {text: dict(_flat(json.loads(text))) for text in dict.fromkeys(texts)}
     usual = _usual(Counter(texts), flat)
     keys = dict.fromkeys(key for one in flat.values() for key in one)
-    if usual:
+    if usual is not None:
+        # an option that only some have in use is named with these: those without it cannot say so
+        everywhere = set.intersection(*(set(one) for one in flat.values()))
+        usual = {k: v for k, v in usual.items() if k in everywhere or not is_option(k)}
         unlike = {
             text: [key for key in keys if usual.get(key) != one.get(key)]
             for text, one in flat.items()

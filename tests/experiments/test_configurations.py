@@ -78,6 +78,23 @@ def test_an_option_that_is_left_alone_says_nothing(made_up):
     ]
 
 
+def test_an_option_that_some_have_in_use_is_told_even_of_the_most_common(made_up):
+    plain = {"_target_": "PGD", "steps": 6, "transforms": [], "transform_samples": 1}
+    blurred, purified = ({**plain, "transforms": [one]} for one in ("blur", "purify"))
+    for counts in [(1, 1, 1), (2, 2, 2), (1, 3, 1)]:
+        made = [
+            one for k, one in zip(counts, (plain, blurred, purified), strict=True) for _ in range(k)
+        ]
+        found = of([made_up(config={"attack": one}) for one in made])
+        assert set(one.method for one in found.values()) == {
+            "simac",
+            "simac (transform_samples=1, transforms=[blur])",
+            "simac (transform_samples=1, transforms=[purify])",
+        }
+    everywhere = of([made_up(config={"attack": blurred | {"steps": k}}) for k in (6, 6, 12)])
+    assert [one.method for one in everywhere.values()] == ["simac", "simac", "simac (steps=12)"]
+
+
 def test_an_object_is_told_by_its_class_unless_its_settings_are_what_differs(made_up):
     attack = {"_target_": "anticustom.attacks.pgd.PGD", "steps": 6}
     part = {"_target_": "anticustom.adapters.Adapters", "rank": 4}
