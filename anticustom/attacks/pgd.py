@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anticustom import countermeasures, surrogates
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
+from anticustom.attacks.members import Member, keep, resume
 from anticustom.checks import check_count
 from anticustom.chunks import Chunks
 from anticustom.diffusion import LatentDiffusion, Posterior, Precision
@@ -21,19 +22,8 @@ from anticustom.ensembles import Combination, JointLoss
 from anticustom.finetuning import encode
 from anticustom.images import check_eps, project, sign_step
 from anticustom.losses import Loss, Terms
-from anticustom.surrogates import Surrogate, SurrogateSchedule
+from anticustom.surrogates import SurrogateSchedule
 from anticustom.timestep_policies import TimestepPolicy, image_gradient_and_loss
-
-
-@dataclass
-class _Member:
-    """A surrogate under attack, with the timesteps allowed for each photo, and the posterior of the
-    clean photos.
-    """
-
-    surrogate: Surrogate
-    allowed: list[Tensor]
-    clean: Posterior
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +97,16 @@ class PGD:
             self._start(inputs, source, inputs.surrogates[0 if self.shared_class_images else k])
             for k, source in enumerate(inputs.surrogates)
         ]
-        first, protected = self._resume(inputs, members)
+        first, protected = resume(inputs, members)
         chunks = Chunks()
         for member, source in zip(members, inputs.surrogates, strict=True):
             if not member.allowed:
                 member.allowed = self._allowed(inputs, source)
         for iteration in range(first, schedule.iterations):
-            keep = partial(self._keep, inputs, members, iteration, protected)
+            save = partial(keep, inputs, members, iteration, protected)
             with ExitStack() as attackable:
                 for member in members:
-                    member.surrogate.keep = keep
+                    member.surrogate.keep = save
                     attackable.enter_context(
                         schedule.attackable(member.surrogate, iteration, inputs.progress)
                     )
@@ -124,12 +114,12 @@ class PGD:
                 protected, own = self.combination(climb, members, protected)
             for member, follows in zip(members, own, strict=True):
                 schedule.follow(member.surrogate, iteration, inputs.names, follows, inputs.progress)
-            self._keep(inputs, members, iteration + 1, protected)
+            keep(inputs, members, iteration + 1, protected)
         return protected.cpu()
 
     def _start(
         self, inputs: AttackInputs, source: SurrogateInputs, of_class: SurrogateInputs
-    ) -> _Member:
+    ) -> Member:
         surrogate = surrogates.start(
             self.surrogate_schedule,
             source.model,
@@ -142,7 +132,7 @@ class PGD:
         )
         with torch.no_grad(), self.own_precision(source.model):
             clean = encode(source.model, inputs.names, inputs.photos).posterior
-        return _Member(surrogate, [], clean)
+        return Member(surrogate, [], clean)
 
     def own_precision(self, model: LatentDiffusion) -> AbstractContextManager[None]:
         """Let a surrogate compute meanwhile as the steps do, however it was loaded."""
@@ -166,7 +156,7 @@ class PGD:
         inputs,
         iteration: int,
         chunks: Chunks,
-        members: Sequence[_Member],
+        members: Sequence[Member],
         images: Tensor,
         turn: int,
         turns: int,
@@ -184,7 +174,7 @@ class PGD:
         inputs,
         iteration: int,
         climbs: tuple[int, int],
-        members: Sequence[_Member],
+        members: Sequence[Member],
         images: Tensor,
         rows: slice,
     ) -> Tensor:
@@ -225,9 +215,7 @@ class PGD:
         _check_finite([*losses, images.flatten(1).sum(1)], names, iteration)
         return images
 
-    def _draws(
-        self, phase: str, member: _Member, names: tuple[str, ...], rows: slice
-    ) -> list[Draw]:
+    def _draws(self, phase: str, member: Member, names: tuple[str, ...], rows: slice) -> list[Draw]:
         """Return for each step all rows of its draws: a row for each photo, then the same again."""
         many = self.draws_per_step
         draws = draw_batches(
@@ -236,7 +224,7 @@ class PGD:
         return [joined(draws[k : k + many]) for k in range(0, len(draws), many)]
 
     def _objective(
-        self, member: _Member, clean: Callable[[], Posterior], start: Callable[[], Tensor]
+        self, member: Member, clean: Callable[[], Posterior], start: Callable[[], Tensor]
     ) -> Callable[[Tensor, Draw], Terms]:
         """Return the loss against a member, as the mean over the draws of a step."""
         bound = self.loss.bind(
@@ -254,7 +242,7 @@ class PGD:
     def _through(
         self,
         through: Callable[[Tensor], Tensor],
-        member: _Member,
+        member: Member,
         clean: Tensor,
         start: Tensor,
     ) -> Callable[[Tensor, Draw], Terms]:
@@ -265,34 +253,6 @@ class PGD:
             lambda: through(start),
         )
         return lambda images, draw: objective(through(images), draw)
-
-    def _keep(self, inputs, members: list[_Member], iteration: int, protected: Tensor) -> None:
-        """Save a checkpoint, if one is due, from which `iteration` goes on."""
-        if not inputs.checkpoint.due():
-            return
-        tensors, facts = {"protected": protected}, {"iteration": iteration, "members": []}
-        for number, member in enumerate(members):
-            trainer = member.surrogate.trainer
-            own, places = trainer.state("cpu") if trainer else ({}, {})
-            own |= {f"allowed.{k}": steps for k, steps in enumerate(member.allowed)}
-            tensors |= {f"{number}/{name}": tensor for name, tensor in own.items()}
-            facts["members"].append(places | {"fitted_steps": member.surrogate.fitted_steps})
-        inputs.checkpoint.save(tensors, facts)
-
-    def _resume(self, inputs, members: list[_Member]) -> tuple[int, Tensor]:
-        device = members[0].surrogate.model.device
-        saved = inputs.checkpoint.load()
-        if saved is None:
-            return 0, inputs.photos.to(device)
-        tensors, facts = saved
-        for number, (member, own) in enumerate(zip(members, facts["members"], strict=True)):
-            prefix = f"{number}/"
-            mine = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            if member.surrogate.trainer:
-                member.surrogate.trainer.restore(mine, own)
-            member.surrogate.fitted_steps = own["fitted_steps"]
-            member.allowed = [mine[f"allowed.{k}"] for k in range(len(inputs.names))]
-        return facts["iteration"], tensors["protected"].to(device)
 
 
 def _summed(

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from helpers import (
     weights,
 )
 
+from anticustom.countermeasures import transformed
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.images import project, quantize_within, sign_step
 from anticustom.losses import Denoising, FeatureInterference
+from anticustom.surrogates import Frozen
 from anticustom.timestep_policies import Interval, image_gradient_and_loss
 
 
@@ -99,6 +102,35 @@ def test_the_attack_ascends_the_loss(model, inputs_for, pictures):
         photo = inputs.photos[k : k + 1]
         assert mean_loss(protected[k : k + 1]) > mean_loss(photo)
         assert mean_loss(protected[k : k + 1]) > mean_loss(project(photo + signs, photo, 8))
+
+
+@pytest.mark.parametrize("transforms", [[], ["resize"]])
+def test_a_loss_may_compare_with_the_originals_and_with_the_start_of_its_phase(
+    new_model, inputs_for, transforms
+):
+    given = []
+
+    class Noting(Denoising):
+        def bind(self, model, *, prompt, clean, start):
+            given.append((clean().mean, model.posterior(start()).mean))
+            return super().bind(model, prompt=prompt)
+
+    settings = {"loss": Noting(), "transforms": transforms}
+    phases = [inputs_for(None).photos]  # what each begins with
+    once = frozen(**settings)
+    phases.append(once(inputs_for(once)))
+    given.clear()
+    twice = frozen(**settings, surrogate_schedule=Frozen(iterations=2))
+    twice(inputs_for(twice))
+    model, through = new_model(), partial(transformed, twice.transforms)
+    key = (("a.png", "b.jpg"), 0, "ann")
+    seen = [through(images, *key, "any") if transforms else images for images in phases]
+    clean, later = (model.posterior(images).mean for images in seen)
+    assert (clean - later).abs().max() > 1e-3
+    bound = given[len(given) // 2 - 1], given[-1]
+    for (original, begun), begins in zip(bound, (clean, later), strict=True):
+        torch.testing.assert_close(original, clean)
+        torch.testing.assert_close(begun, begins)
 
 
 def test_steps_draw_the_timesteps_that_the_policy_allows(inputs_for):

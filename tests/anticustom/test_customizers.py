@@ -63,6 +63,22 @@ def test_photos_are_learned_under_the_instance_prompt_and_class_images_under_the
     assert asked == {prompts if customizer.training.preserves_prior else prompts[:1]}
 
 
+@pytest.mark.parametrize("name", CUSTOMIZERS)
+@pytest.mark.parametrize("images", ["photos", "class_images"])
+def test_a_victim_depends_on_its_photos_and_on_the_class_images_that_it_preserves(
+    name, images, inputs_of, pictures
+):
+    customizer, victims = CUSTOMIZERS[name], []
+    for seed in (8, 9):
+        inputs = inputs_of()
+        names, before = getattr(inputs, images)
+        setattr(inputs, images, (names, pictures(len(before), seed)))
+        customizer.customize(inputs)
+        victims.append(inputs.model)
+    learned = images == "photos" or customizer.training.preserves_prior
+    assert bool(moved(*victims)) == learned
+
+
 @pytest.mark.parametrize("name", TRAIN_BOTH_NETWORKS)
 def test_both_networks_learn_and_the_vae_does_not(name, inputs_of, new_model, tmp_path):
     customizer, inputs, before = CUSTOMIZERS[name], inputs_of(), new_model()

@@ -85,6 +85,25 @@ def test_fsmg_fits_the_surrogate_once_and_keeps_it(inputs_for):
     assert reports.of("surrogate training") == [1, 2]
 
 
+@pytest.mark.parametrize("images", ["clean", "class_images"])
+@pytest.mark.parametrize("name", ["fsmg", "aspl"])
+def test_a_surrogate_learns_its_clean_set_and_the_class_images(
+    preset, inputs_for, pictures, name, images
+):
+    attack, ends = preset(name), []
+    for seed in (8, 9):
+        inputs = inputs_for(attack)
+        (source,) = inputs.surrogates
+        given = {"clean": inputs.clean_set, "class_images": source.class_images}
+        names, before = given[images]
+        given[images] = names, pictures(len(before), seed)
+        schedule = attack.surrogate_schedule
+        surrogate = start(schedule, source.model, source.draws, seed=0, **given, **PROMPTS)
+        with schedule.attackable(surrogate, 0, silent):
+            ends.append(weights(source.model))
+    assert changed(*ends)
+
+
 def test_a_frozen_surrogate_never_moves(configured, inputs_for):
     words = ["attack=advdm", "attack.steps=2", f"+{SCHEDULE}.iterations=2"]
     attack = configured("attack", *words)

@@ -233,13 +233,14 @@ def test_one_pass_through_the_vae_gives_the_gradients_of_all_draws(exact_model, 
         assert error < 1e-9 * torch.linalg.vector_norm(alone)
 
 
-def test_the_search_scores_with_the_denoising_loss(model, pictures):
+@pytest.mark.parametrize("by", ["image", "latents"])
+def test_the_search_scores_with_the_denoising_loss(model, pictures, by):
     """Its first report is the mean over the candidates of the summed absolute gradients."""
     reports = []
     images = pictures(1, 0)
     draws = SeededDraws(0, "ann", model.latent_shape)
     kept(
-        AdaptiveGreedy(keep=999),
+        AdaptiveGreedy(keep=999, gradient=by),
         model,
         images,
         draws=draws,
@@ -247,5 +248,9 @@ def test_the_search_scores_with_the_denoising_loss(model, pictures):
     )
     candidates = draws("search 0", "a", 6, model.timesteps)[:5]
     objective = Denoising().bind(model, prompt=PROMPT)
-    gradient, _ = image_gradient_and_loss(objective, images.expand(5, -1, -1, -1), candidates)
+    if by == "image":
+        gradient, _ = image_gradient_and_loss(objective, images.expand(5, -1, -1, -1), candidates)
+    else:
+        posterior = model.posterior(images)
+        gradient = PosteriorGradients(objective).by_posterior(posterior, candidates).mean
     assert reports[0].item() == pytest.approx(gradient.abs().sum((1, 2, 3)).mean().item(), rel=1e-4)
