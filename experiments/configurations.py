@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -156,7 +157,7 @@ def differences(details: Sequence[Mapping]) -> list[str]:
     texts = [json.dumps(one, sort_keys=True) for one in details]
     flat = {text: dict(_flat(json.loads(text))) for text in dict.fromkeys(texts)}
     usual = _usual(Counter(texts), flat)
-    keys = dict.fromkeys(key for one in flat.values() for key in one)
+    keys = sorted({key for one in flat.values() for key in one})
     if usual is not None:
         # an option that only some have in use is named with these: those without it cannot say so
         everywhere = set.intersection(*(set(one) for one in flat.values()))
@@ -222,10 +223,12 @@ def _word(key: str, value: str) -> str:
 
 
 def _short(text: str) -> str:
-    """A value's JSON without quotes, or its beginning and a digest: few letters that tell long
-    values apart.
+    """A value's JSON without quotes, or, of long ones, few letters that tell them apart: of weights
+    the beginning of their digest, of others their own and a digest.
     """
     text = text.replace('"', "").replace(", ", ",")
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:8]
     if len(text) <= 48:
         return text
     return f"{text[:20].rstrip()}...{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -17,6 +17,7 @@ LEFT_ALONE = {
     "keep_clean_training": False,
     "optimizer_states": "32bit",
     "shared_class_images": False,
+    "transform_samples": 1,
     "transforms": [],
 }
 

@@ -74,7 +74,7 @@ def test_an_option_that_is_left_alone_says_nothing(made_up):
     found = configurations({f"{k}": made_up(config={"attack": a}) for k, a in enumerate(made)})
     assert [of.method for of in found.values()] == [
         "simac",
-        "simac (transform_samples=1, transforms=[blur])",
+        "simac (transforms=[blur])",
     ]
 
 
@@ -88,8 +88,8 @@ def test_an_option_that_some_have_in_use_is_told_even_of_the_most_common(made_up
         found = of([made_up(config={"attack": one}) for one in made])
         assert set(one.method for one in found.values()) == {
             "simac",
-            "simac (transform_samples=1, transforms=[blur])",
-            "simac (transform_samples=1, transforms=[purify])",
+            "simac (transforms=[blur])",
+            "simac (transforms=[purify])",
         }
     everywhere = of([made_up(config={"attack": blurred | {"steps": k}}) for k in (6, 6, 12)])
     assert [one.method for one in everywhere.values()] == ["simac", "simac", "simac (steps=12)"]
@@ -121,9 +121,10 @@ def test_a_loss_is_told_by_its_name(made_up):
 
 
 def test_other_weights_are_another_setting(made_up):
-    other = made_up(digests={"base_model": "cd", "surrogate_model": "ab"})
-    details = [one.setting.details for one in of([made_up(), other]).values()]
-    assert details == ["weights.base_model=ab", "weights.base_model=cd"]
+    some, others = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+    made = [made_up(digests={"base_model": one, "surrogate_model": some}) for one in (some, others)]
+    details = [one.setting.details for one in of(made).values()]
+    assert details == ["weights.base_model=01234567", "weights.base_model=fedcba98"]
 
 
 def test_equal_numbers_are_equal_and_long_values_are_short(made_up):
