@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,17 +11,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from experiments.devices import neighbour_number
+from experiments.people import SomeFailed
 from experiments.pipeline import Pipeline
 from experiments.sweep_table import note_failure
 from experiments.terminal import say
 
 
-def run(config: DictConfig) -> list[Path] | None:
+def run(config: DictConfig) -> list[Path]:
     """Run the stages of a composed configuration; return the records' paths, one per identity.
 
     What cannot run is refused in one line before work starts: then, and when a run must stop, the
-    process exits with 1. In a sweep the other jobs go on; the one that failed returns None.
-    HYDRA_FULL_ERROR=1 shows the whole traceback.
+    process exits with 1. In a sweep the other jobs go on; the one that failed returns the records
+    that it came to and leaves the reason in its folder. HYDRA_FULL_ERROR=1 shows the whole
+    traceback.
     """
     hydra = HydraConfig.get()
     try:
@@ -28,7 +31,8 @@ def run(config: DictConfig) -> list[Path] | None:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        return _failed(" ".join(str(error).split()))
+        paths = error.paths if isinstance(error, SomeFailed) else ()
+        return _failed(" ".join(str(error).split()), paths)
     except torch.OutOfMemoryError as error:
         return _failed(
             f"{str(error).split('.')[0]}: lower gallery.batch_size, "
@@ -39,10 +43,11 @@ def run(config: DictConfig) -> list[Path] | None:
         sys.exit("error: interrupted; the same command goes on where it was")
 
 
-def _failed(reason: str) -> None:
+def _failed(reason: str, paths: Sequence[Path] = ()) -> list[Path]:
     """End the process, or in a sweep only the job, which leaves the reason in its folder."""
     hydra = HydraConfig.get()
     if hydra.mode is not RunMode.MULTIRUN:
         sys.exit(f"error: {reason}")
     say(f"error: {reason}")
     note_failure(Path(hydra.runtime.output_dir), reason)
+    return list(paths)

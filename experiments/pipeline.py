@@ -1,8 +1,7 @@
 """The pipeline protect -> customize -> eval of one configuration, over all its identities."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +19,7 @@ from experiments.fitting import (
 )
 from experiments.memory import check_fits, free_bytes
 from experiments.models import Model
+from experiments.people import SomeFailed, for_all
 from experiments.photo_files import read_back
 from experiments.results import ARMS, Outcome, publish
 from experiments.scores import Scores
@@ -112,7 +112,7 @@ class Pipeline:
         """Run all identities, one after the other; return their records' paths.
 
         What of a model, the GPU's memory or any identity does not fit is refused before the first.
-        What fails with one of several identities is raised after the others.
+        What fails with one of several identities is raised after the others, as SomeFailed.
         """
         if not self.identities:
             shard, count = self.config["dataset"]["shard"], len(self.dataset.names())
@@ -139,8 +139,7 @@ class Pipeline:
             print_table(written)
             say(str(paths[-1]))
         if failed:
-            reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
-            raise ValueError(f"{len(failed)} of {len(self.identities)} failed: {reasons}")
+            raise SomeFailed(failed, len(self.identities), paths)
         return paths
 
     def _photo_size(self) -> int:
@@ -284,18 +283,3 @@ class Pipeline:
             self.config["gallery"],
             self.config["precision"],
         )
-
-
-def for_all(read: Callable[[str], Any], names: Sequence[str]) -> list:
-    """Return what `read` returns for each name; raise Refused for all that it refuses."""
-    found, refused = [], {}
-    for name in names:
-        try:
-            found.append(read(name))
-        except StoreError:
-            raise
-        except (ValueError, OSError) as error:
-            refused.setdefault(str(error), []).append(name)
-    if refused:
-        raise Refused("; ".join(f"{', '.join(who)}: {why}" for why, who in refused.items()))
-    return found

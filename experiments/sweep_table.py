@@ -32,6 +32,9 @@ class SweepTable(Callback):
         for file in _outcomes(config):  # of an earlier sweep in the same folder
             file.unlink()
 
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if (
             job_return.status is not JobStatus.COMPLETED
@@ -39,11 +42,12 @@ class SweepTable(Callback):
         ):
             return
         folder, paths = Path(config.hydra.runtime.output_dir), job_return.return_value
+        failure = folder / FAILURE
         outcome = {
             "number": config.hydra.job.num,
             "overrides": job_return.overrides,
-            "records": [str(Path(path).absolute()) for path in paths or ()],
-            "failure": (folder / FAILURE).read_text() if paths is None else None,
+            "records": [str(Path(path).absolute()) for path in paths],
+            "failure": failure.read_text() if failure.exists() else None,
         }
         _write(folder / OUTCOME, json.dumps(outcome, indent=1))
 

@@ -11,6 +11,7 @@ from runs import artifacts, pipeline_of, protected
 
 from anticustom.identities import Portraits
 from anticustom.images import write_png
+from experiments.people import SomeFailed
 from experiments.pipeline import Pipeline
 
 
@@ -102,11 +103,15 @@ def test_what_fails_with_one_identity_is_said_and_the_others_go_on(
         ran.append(identity.name)
         if identity.name == "1":
             raise FloatingPointError("the loss is not finite")
+        return tmp_path / f"{identity.name}.json"
 
     monkeypatch.setattr(Pipeline, "_identity", identity_of)
+    monkeypatch.setattr("experiments.pipeline.records.read", str)
+    monkeypatch.setattr("experiments.pipeline.print_table", lambda written: None)
     words = [*miniature, "attack=none", "tracker=none", f"output_dir={tmp_path}"]
-    with pytest.raises(ValueError, match=r"^1 of 3 failed: 1: the loss is not finite$"):
+    with pytest.raises(SomeFailed, match=r"^1 of 3 failed: 1: the loss is not finite$") as failure:
         pipeline_of(*words, "dataset.identities=[0,1,2]").run()
+    assert failure.value.paths == [tmp_path / "0.json", tmp_path / "2.json"]
     assert ran == ["0", "1", "2"]
     assert "error: 1: the loss is not finite; going on with the others" in capsys.readouterr().out
     with pytest.raises(FloatingPointError):

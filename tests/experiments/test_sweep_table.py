@@ -45,21 +45,23 @@ def test_what_only_some_jobs_set_is_a_column_too():
     assert second[:2] == ["4", "1"]
 
 
-def ended(folder, number, value):
-    """A job of a sweep in `folder` that ended with a value of run.py; the sweep's configuration."""
+def ended(folder, number, records, failure=None):
+    """A job of a sweep in `folder` that came to these records; the sweep's configuration."""
     hydra = {"mode": RunMode.MULTIRUN, "job": {"num": number}, "sweep": {"dir": str(folder)}}
     hydra["runtime"] = {"output_dir": str(folder / str(number))}
     config = OmegaConf.create({"hydra": hydra})
     done = JobReturn(overrides=[f"seed={number}"], status=JobStatus.COMPLETED)
-    done.return_value = value
-    SweepTable().on_job_end(config, done)  # as in a process of its own
+    done.return_value = records
+    SweepTable().on_job_start(config)  # as in a process of its own
+    if failure:
+        note_failure(folder / str(number), failure)
+    SweepTable().on_job_end(config, done)
     return config
 
 
 def test_failures_of_any_process_end_the_sweep_with_their_reasons(tmp_path, capsys):
     for number in (10, 2):
-        note_failure(tmp_path / str(number), f"bad luck {number}")
-        ended(tmp_path, number, None)
+        ended(tmp_path, number, [], f"bad luck {number}")
     config = ended(tmp_path, 3, [])  # of an empty shard
     with pytest.raises(SystemExit, match=r"for the reasons above: seed=2; seed=10\. Run"):
         SweepTable().on_multirun_end(config)
@@ -68,10 +70,22 @@ def test_failures_of_any_process_end_the_sweep_with_their_reasons(tmp_path, caps
 
 
 def test_what_an_earlier_sweep_left_in_the_folder_does_not_count(tmp_path):
-    note_failure(tmp_path / "1", "bad luck")
-    config = ended(tmp_path, 1, None)
+    config = ended(tmp_path, 1, [], "bad luck")
     SweepTable().on_multirun_start(config)
     SweepTable().on_multirun_end(config)
+    SweepTable().on_multirun_end(ended(tmp_path, 1, []))
+
+
+def test_a_job_that_failed_with_one_person_keeps_its_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.records.read", lambda path: record(float(path.stem)))
+    ended(tmp_path, 1, ["0.1.json"], "0: bad luck")
+    config = ended(tmp_path, 2, ["0.2.json", "0.4.json"])
+    with pytest.raises(SystemExit, match=r"for the reasons above: seed=1\. Run"):
+        SweepTable().on_multirun_end(config)
+    *_, first, second, _, _, failure = capsys.readouterr().out.splitlines()
+    assert re.split(r"\s{2,}", first)[:4] == ["1", "1", "0.80", "0.10"]
+    assert re.split(r"\s{2,}", second)[:2] == ["2", "2"]
+    assert failure == "error: seed=1: 0: bad luck"
 
 
 def test_a_folder_that_cannot_be_written_ends_the_process_in_one_line(tmp_path):
