@@ -23,7 +23,7 @@ LEFT_ALONE = {
 
 
 # options that are in use only beside others
-BESIDE_OTHERS = ("training_precision", "transform_samples", "combination")
+BESIDE_OTHERS = ("training_precision", "transform_samples", "combination", "purifier")
 
 
 def is_option(key: str) -> bool:

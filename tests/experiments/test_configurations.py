@@ -95,6 +95,24 @@ def test_an_option_that_some_have_in_use_is_told_even_of_the_most_common(made_up
     assert [one.method for one in everywhere.values()] == ["simac", "simac", "simac (steps=12)"]
 
 
+def test_an_attack_that_has_no_purifier_does_not_say_so(made_up):
+    plain = {"_target_": "PGD", "steps": 6, "transforms": [], "transform_samples": 1}
+    digests = {"base_model": "ab", "surrogate_model": "ab"}
+    made = [
+        made_up(config={"attack": plain}, digests=digests),
+        made_up(config={"attack": plain | {"transforms": ["blur"]}}, digests=digests),
+        made_up(
+            config={"attack": plain | {"transforms": ["purify"]}},
+            digests=digests | {"attack.purifier": "0123456789abcdef" * 4},
+        ),
+    ]
+    assert [one.method for one in of(made).values()] == [
+        "simac",
+        "simac (transforms=[blur])",
+        "simac (attack.purifier=01234567, transforms=[purify])",
+    ]
+
+
 def test_an_object_is_told_by_its_class_unless_its_settings_are_what_differs(made_up):
     attack = {"_target_": "anticustom.attacks.pgd.PGD", "steps": 6}
     part = {"_target_": "anticustom.adapters.Adapters", "rank": 4}
