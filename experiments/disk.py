@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINT = "checkpoint.safetensors"
+PARTS = f".{CHECKPOINT}.parts"
 
 
 class StoreError(ValueError):
@@ -81,10 +83,14 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, "Tensor"], facts: Mappin
         held.add(place)
     metadata = {"facts": json.dumps(facts)}
     metadata["sha256"] = _digest(tensors, metadata["facts"])
-    # One writer at a time holds the folder: a fixed name leaves no pile of parts after kills.
-    temporary = folder / f".{CHECKPOINT}.tmp"
-    save_file(tensors, temporary, metadata)
-    _publish(temporary, folder / CHECKPOINT)
+    # One writer at a time holds the folder. safetensors writes under names of its own: what a kill
+    # leaves of a save goes with the next, and kills leave no pile.
+    parts = folder / PARTS
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir()
+    save_file(tensors, parts / CHECKPOINT, metadata)
+    _publish(parts / CHECKPOINT, folder / CHECKPOINT)
+    parts.rmdir()
 
 
 def load_checkpoint(folder: Path) -> "tuple[dict[str, Tensor], dict] | None":

@@ -11,6 +11,7 @@ import torch
 
 from experiments.disk import (
     CHECKPOINT,
+    PARTS,
     StoreError,
     atomic_write,
     check_writable,
@@ -104,8 +105,11 @@ def test_checkpoint_survives_kills_while_it_is_written(tmp_path):
             assert loaded[1]["step"] >= step
             step = loaded[1]["step"]
             assert torch.equal(loaded[0]["weights"], torch.full((1 << 20,), float(step)))
-        assert names(tmp_path) <= {CHECKPOINT, f".{CHECKPOINT}.tmp"}
+        assert names(tmp_path) <= {CHECKPOINT, PARTS}
+        assert len(list(tmp_path.glob(f"{PARTS}/*"))) <= 1
     assert step > 0
+    save_checkpoint(tmp_path, {"weights": torch.zeros(1)}, {"step": step})
+    assert names(tmp_path) == {CHECKPOINT}
 
 
 def test_atomic_write_keeps_the_old_content_when_it_fails(tmp_path, monkeypatch):
