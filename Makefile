@@ -49,7 +49,7 @@ publish: setup  ## Copy records into experiments/records (RECORDS=outputs/record
 leaderboard: setup  ## Make experiments/leaderboard from the committed records
 	$(BIN)/python -m experiments.leaderboard
 
-reproduce: setup  ## Run again what the committed records came from, and say which numbers moved (half a day on two cores; resumable)
+reproduce: setup  ## Run again what the committed records came from, and say which numbers moved (a day on two cores; resumable)
 	$(BIN)/python -m experiments.reproduce
 
 bench: setup  ## Measure the speed and memory of every phase
