@@ -11,6 +11,14 @@ from experiments.settings_in_use import in_use, is_option
 
 OWN = "this project"
 AS_ASSUMED = "as_assumed"
+# what made and scored records that do not say so: they came before it was recorded
+STAGES = {"photos": 1, "class_images": 1, "protect": 2, "countermeasure": 1} | {
+    **dict.fromkeys(("customize", "gallery", "eval"), 1)
+}
+SCORERS = {
+    "sface.safetensors": "a20bb424ccb61f1a22253576a6bc8a3ce2ac9505d9360ee75500be4f9c61be26",
+    "brisque_live.safetensors": "d261b629a15ce350884b23e097ac16489eb093cd4e2981cc4cce09ab8675d055",
+}
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -127,12 +135,18 @@ def details_of_setting(record: Mapping) -> dict:
     parts = {
         "customizer": in_use(_without(config["customizer"], "base_model")),
         "gallery": config["gallery"],
-        "class_images": config["class_images"],
+        "class_images": {
+            **config["class_images"],
+            "surrogate_model": _drawing(config.get("surrogate_model", {})),
+            "base_model": _drawing(config["customizer"]["base_model"]),
+        },
         "countermeasure": _without(config["countermeasure"], "model"),
         "dataset": _without(config["dataset"], "identities", "shard", "root", "name", "hint"),
         "metrics": config["metrics"],
         "precision": config["precision"],
         "weights": {k: digests.get(k) for k in ("base_model", "surrogate_model", "purifier")},
+        "scorer": digests.get("scorer", SCORERS),
+        "stages": _without(record.get("stages", STAGES), "protect"),
     }
     return parts
 
@@ -144,10 +158,18 @@ def details_of_method(record: Mapping) -> dict:
     settings = in_use(record["config"]["attack"])
     attack = _without(settings, "eps", "loss", "timestep_policy")
     others = {k: v for k, v in record["digests"].items() if k.startswith("attack.")}
+    for name, model in (record["config"]["attack"].get("others") or {}).items():
+        others[f"attack.others.{name}.gallery"] = _drawing(model)
     chosen = {
         key: {"": record[key], **settings.get(key, {})} for key in ("loss", "timestep_policy")
     }
-    return chosen | attack | others
+    stages = {"protect": record.get("stages", STAGES)["protect"]}
+    return chosen | attack | others | {"stages": stages}
+
+
+def _drawing(model: Mapping) -> dict:
+    """How class images are drawn with a model."""
+    return _without(model.get("gallery", {}), "images_per_prompt")
 
 
 def differences(details: Sequence[Mapping]) -> list[str]:

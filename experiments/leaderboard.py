@@ -49,8 +49,8 @@ READING = (
     "adversary on unprotected photos, which have no budget, beside each budget.",
     "Methods are compared within a setting and budget only. The columns against the placebo and "
     "against the best are differences of identity retention, the row's less the other's, over the "
-    "identities that both have: negative means that the row protects better. p is that of a "
-    "Wilcoxon signed-rank test, corrected (Holm) for all tests of the group against the same row. "
+    "identities and seeds that both have: negative means that the row protects better. p is that "
+    "of a Wilcoxon signed-rank test, corrected (Holm) for all tests of the group against one row. "
     f"Intervals are not corrected: one may leave out 0 beside a p above {LEVEL}.",
     f"The best and those that the test does not put behind it (p >= {LEVEL}, or signed ranks that "
     "speak for the other, where few people make the best mean) share rank 1. The best of the "
@@ -65,7 +65,9 @@ READING = (
     "compare.",
     "A command ends with the same bytes on one kind of processor. On another it ends otherwise, as "
     "with another seed; so differences between rows of several kinds hold what that does, too. "
-    "Where a group's rows are of several, it says which; `none` is then the mean of them.",
+    "Where a group's rows are of several, it says which; `none` is then the mean of them. Rows "
+    "over other photos of somebody than most are named too: processors draw the embedded ones with "
+    "some bits unlike, and other files may have gone by the same names.",
 )
 ASIDE = "on fewer or other identities: means compare only with those of the same identities"
 
@@ -101,7 +103,7 @@ def _readme(rows: Sequence[Row], count: int, drawn: Mapping[str, tuple[str, str]
             blocks.append(f"eps {eps:g}:\n\n{_table([row for row in group if row.comparable])}")
             if others := [row for row in group if not row.comparable]:
                 blocks.append(f"eps {eps:g}, {ASIDE}:\n\n{_table(others)}")
-            blocks += _made_on(group)
+            blocks += _made_on(group) + _other_photos(group)
     for name, (title, _) in drawn.items():
         blocks.append(f"![{_plain(title)}]({name})\n\n{_plain(title)}")
     return "\n\n".join(blocks) + "\n"
@@ -115,6 +117,16 @@ def _made_on(rows: Sequence[Row]) -> list[str]:
     if len(methods) < 2:
         return []
     return ["Computed on\n\n" + "\n".join(f"- {on}: {', '.join(of)}" for on, of in methods.items())]
+
+
+def _other_photos(rows: Sequence[Row]) -> list[str]:
+    """Which rows are over other photos of somebody than most."""
+    lines = [
+        f"- {_code(row.configuration.method)}: {', '.join(map(_plain, row.other_photos))}"
+        for row in rows
+        if row.other_photos
+    ]
+    return ["Of other photos than most rows\n\n" + "\n".join(lines)] if lines else []
 
 
 def _plain(text: str) -> str:
@@ -147,7 +159,7 @@ def _scores(rows: Sequence[Row]) -> str:
     shown, compared = columns(rows, METRICS), differences(rows)
     ends = ("mean", "low", "high", "n")
     headings = [*settings, "eps", "method", "rank", "unranked", "comparable", "identities", "seeds"]
-    headings.append("processors")
+    headings += ["processors", "other_photos"]
     headings += [f"{column.name} {end}" for column in shown for end in ends]
     headings += [f"{column.name} {end}" for column in compared for end in (*ends, "p_value")]
     lines = []
@@ -157,7 +169,7 @@ def _scores(rows: Sequence[Row]) -> str:
         line = [getattr(configuration.setting, name) for name in settings]
         line += [f"{eps:g}", configuration.method, row.rank, row.unranked]
         line += ["yes" if row.comparable else "no", len(row.identities), row.seeds]
-        line.append("; ".join(row.processors))
+        line += ["; ".join(row.processors), ", ".join(row.other_photos)]
         for column in shown:
             line += [getattr(column.of(row), end, None) for end in ends]
         for column in compared:

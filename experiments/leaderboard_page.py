@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jinja2
 
-from experiments.configurations import OWN
 from experiments.leaderboard_columns import (
     SHOWN,
     Column,
@@ -79,12 +78,13 @@ def _entry(
         "scores": [(mean, column.text(row)) for mean, column in zip(means, shown, strict=True)],
         "picture": _picture(row, found, pictures),
         "processors": "; ".join(row.processors),
+        "other_photos": ", ".join(row.other_photos),
         "people": ", ".join(row.identities),
         "commands": list(dict.fromkeys(one["command"] for one in members if "command" in one)),
         "imported": sorted(
             f"{one['imported']['file']}, line {one['imported']['line']}"
             for one in members
-            if setting.source != OWN
+            if "imported" in one
         ),
     }
 

@@ -58,7 +58,9 @@ class Pipeline:
         self.countermeasure = build(without(self.config["countermeasure"], "model"))
         self.customizer = build(without(self.config["customizer"], "base_model", "precision"))
         self.scorer = build(config.metrics, device=self.device)
-        self.tracker = build(filled_in(config.tracker, choices))
+        self.tracker = build(
+            filled_in(config.tracker, config.dataset._target_, choices.get("experiment"))
+        )
         self.surrogate_model = self._model(config.surrogate_model)
         others = self.config["attack"].get("others", {})  # surrogates of an ensemble
         self.surrogates = {"surrogate_model": self.surrogate_model}

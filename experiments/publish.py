@@ -56,10 +56,10 @@ def publish(files: Sequence[Path], target: Path) -> list[Path]:
         old, new = sorted(pair, key=lambda name: name in chosen)
         files_of_pair = [chosen[k][0] if k in chosen else target / f"{k}.json" for k in (old, new)]
         raise records.RecordError(_twin(*files_of_pair, together[new]))
-    written = [records.write(record, target, name) for name, (_, record) in chosen.items()]
     shown = {configured[name] for name in strips}
     to_show = _to_show({name: record for name, (_, record) in chosen.items()}, configured, shown)
     made = {name: strip_of(*chosen[name]) for name in to_show}
+    written = [records.write(record, target, name) for name, (_, record) in chosen.items()]
     return written + [
         atomic_write(target / f"{k}.jpg", strip) for k, strip in made.items() if strip
     ]
@@ -150,13 +150,11 @@ def _artifacts(stage: Path) -> dict[str, Artifact]:
     """
     found = []
     for path in sorted(stage.glob(f"*/[!.]*/{MANIFEST}")):
-        with contextlib.suppress(ValueError):  # damaged since, which no run has seen yet
-            found.append(Artifact(path.parent, json.loads(path.read_text())))
-    return {
-        artifact.digest: artifact
-        for artifact in found
-        if artifact.path.name == safe_name(artifact.manifest["unit"])
-    }
+        # damaged since, which no run has seen yet
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            artifact = Artifact(path.parent, json.loads(path.read_text()))
+            found.append((artifact.digest, artifact, safe_name(artifact.manifest["unit"])))
+    return {digest: artifact for digest, artifact, name in found if artifact.path.name == name}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -92,6 +92,10 @@ REQUIRED = {
         "images": "rows",
     },
 }
+# in newer records: the version of each stage's numbers
+STAGES = dict.fromkeys(
+    ("photos", "class_images", "protect", "countermeasure", "customize", "gallery", "eval"), "count"
+)
 PROCESSORS = dict.fromkeys(("protect", "protected", "unprotected"), "name")  # in newer records
 # A record of scores that others measured, marked by the key `imported`. It has any of the scores.
 IMPORTED = {
@@ -196,7 +200,9 @@ def check(record: object, path: Path) -> None:
         of_photos = record["perceptibility"]
         _check_given(of_photos, PERCEPTIBILITY, path, "perceptibility.")
         _check_rows(of_photos["images"], PERCEPTIBILITY, path, "perceptibility.images")
-        _check_given(record, {"processors": "mapping"}, path, "")
+        _check_given(record, {"processors": "mapping", "stages": "mapping"}, path, "")
+        if stages := record.get("stages"):
+            _check_keys(stages, STAGES, path, "stages.")
         if processors := record.get("processors"):
             _check_keys(processors, PROCESSORS, path, "processors.")
 

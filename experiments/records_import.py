@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments import records
+from experiments.configurations import OWN
 from experiments.store import key_of, safe_name
 
 SETTINGS = {
@@ -40,6 +41,8 @@ def imported(
     are the same in every line. `source` says where the scores were published. An empty cell is a
     score that was not measured.
     """
+    if not source.strip() or source == OWN:
+        raise ImportRefused(f"--source {source!r}: say where the scores were published")
     fixed = {key: _parsed(text, key, f"--settings {key}") for key, text in settings.items()}
     _refuse_incomplete(columns, settings)
     found: dict[str, dict] = {}

@@ -48,11 +48,19 @@ class Number:
 
 
 def commands(found: Mapping[str, Mapping]) -> list[tuple[str, int]]:
-    """The different commands that made records, each with its number of threads, which sums of
-    floats depend on; imported records have none.
+    """The different commands that made records, with the precision, and on a processor where no GPU
+    made them; each with its number of threads, which sums of floats depend on. Imported records
+    have none.
     """
     own = [record for record in found.values() if "imported" not in record]
-    return list(dict.fromkeys((record["command"], threads_of(record)) for record in own))
+    return list(dict.fromkeys((_as_made(record), threads_of(record)) for record in own))
+
+
+def _as_made(record: Mapping) -> str:
+    device = [] if record["machine"].get("gpu") else ["device=cpu"]
+    return shlex.join(
+        [*shlex.split(record["command"]), f"precision={record['config']['precision']}", *device]
+    )
 
 
 def threads_of(record: Mapping) -> int:
@@ -100,10 +108,9 @@ def compared(
 
 def key_of(record: Mapping) -> str:
     """What a record is of. No digest of what runs made or used is in it: those may move too."""
-    setting = {k: v for k, v in details_of_setting(record).items() if k != "weights"}
-    method = {
-        k: v for k, v in details_of_method(record).items() if not k.startswith("attack.others.")
-    }
+    made = {"weights", "scorer", "stages", *record["digests"]}
+    setting = {k: v for k, v in details_of_setting(record).items() if k not in made}
+    method = {k: v for k, v in details_of_method(record).items() if k not in made}
     which = {key: record[key] for key in ("attack", "eps", "identity", "seed")}
     return json.dumps([names(record), which, setting, method], sort_keys=True)
 

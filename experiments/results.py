@@ -147,6 +147,7 @@ def _origin(outcome: Outcome) -> dict:
         "command": command_of(HydraConfig.get()),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
+        "stages": VERSIONS,
         "made_with": outcome.made_with,
         "machine": outcome.machine,
         "processors": outcome.processors,

@@ -1,8 +1,9 @@
 """Records as samples: the scores of each identity, of each method at a budget in a setting."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from eval.metrics import METRICS
@@ -13,6 +14,7 @@ FEWEST = 10  # identities: a signed-rank test of 7 cannot reach p = 0.01 however
 
 Runs = tuple[tuple[str, tuple[int, ...]], ...]  # identities, each with its seeds
 Values = Mapping[str, Mapping[str, float | None]]  # of each metric, by identity
+Scores = Mapping[str, Mapping[int, float]]  # of one metric, by identity and seed
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Sample:
     records: tuple[str, ...]
     runs: Mapping[str, Mapping[int, Mapping[str, float | None]]]
     processors: tuple[str, ...] = ()
+    photos: Mapping[str, frozenset[str]] = field(default_factory=dict)  # digests, by identity
 
     @property
     def identities(self) -> tuple[str, ...]:
@@ -36,6 +39,14 @@ class Sample:
     @property
     def seeds(self) -> int:
         return max(len(of) for of in self.runs.values())
+
+    def each(self, metric: str) -> Scores:
+        """The score of each identity and seed that has it."""
+        found = {
+            identity: {seed: of[metric] for seed, of in seeds.items() if of.get(metric) is not None}
+            for identity, seeds in self.runs.items()
+        }
+        return {identity: found[identity] for identity in self.identities if found[identity]}
 
     def values(self) -> Values:
         """The score of each identity, averaged over its seeds."""
@@ -115,6 +126,7 @@ def groups(
                 records=tuple(used),
                 runs=runs,
                 processors=_processors(used, records, "unprotected"),
+                photos=_photos(used, records),
             )
             yield [*budgets[eps], twin] if runs else budgets[eps]
         if not budgets:
@@ -125,7 +137,8 @@ def _protected(configuration: Configuration, names: Sequence[str], records: Mapp
     runs: dict[str, dict] = defaultdict(dict)
     for name in names:
         runs[records[name]["identity"]][records[name]["seed"]] = _scores(records[name], "protected")
-    return Sample(configuration, tuple(names), runs, _processors(names, records, "protected"))
+    processors = _processors(names, records, "protected")
+    return Sample(configuration, tuple(names), runs, processors, _photos(names, records))
 
 
 def _unprotected(setting: Setting, names: Sequence[str], own: Set[str], records: Mapping) -> Sample:
@@ -144,7 +157,8 @@ def _unprotected(setting: Setting, names: Sequence[str], own: Set[str], records:
         runs[identity][seed] = _mean([dict(scores) for scores in distinct])
     used = tuple(dict.fromkeys(name for distinct in arms.values() for name in distinct.values()))
     configuration = Configuration(setting=setting, eps=0.0, method=UNPROTECTED)
-    return Sample(configuration, used, runs, _processors(used, records, "unprotected"))
+    processors = _processors(used, records, "unprotected")
+    return Sample(configuration, used, runs, processors, _photos(used, records))
 
 
 def _mean(scores: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
@@ -172,6 +186,17 @@ def _processors(names: Sequence[str], records: Mapping, arm: str) -> tuple[str, 
             name_of = machine.get("gpu") or machine.get("cpu")
             found.add(f"{name_of}, kind not recorded" if name_of else "not recorded")
     return tuple(sorted(found))
+
+
+def _photos(names: Sequence[str], records: Mapping) -> dict[str, frozenset[str]]:
+    """The digests of each identity's photos, as far as records tell: one, unless other photos went
+    by the same names.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        if photos := records[name].get("digests", {}).get("photos"):
+            found[records[name]["identity"]].add(json.dumps(photos, sort_keys=True))
+    return {identity: frozenset(of) for identity, of in found.items()}
 
 
 def _scores(record: Mapping, arm: str) -> dict[str, float | None]:

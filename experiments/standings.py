@@ -1,7 +1,9 @@
 """Samples as rows of a leaderboard: means over identities, paired tests, ranks."""
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from eval.metrics import METRICS
 from eval.statistics import Estimate, estimates, holm, signed_rank_p_values, signed_rank_sum
@@ -10,6 +12,7 @@ from experiments.samples import (
     FEWEST,
     Runs,
     Sample,
+    Scores,
     groups,
     is_unprotected,
     twins,
@@ -21,8 +24,6 @@ PLACEBO = "noise"
 LEVEL = 0.05
 TESTS = ("against_placebo", "against_best")
 SCALE = -1 if METRICS[SCORE]["direction"] == "lower" else 1
-
-Scored = Mapping[str, float | None]  # the ranking score, by identity
 
 
 class StandingsError(ValueError):
@@ -45,7 +46,7 @@ class Row:
     """A method at a budget in a setting. `unranked` is the reason why it has no rank, or empty.
 
     The means of a row that is not `comparable` are over other people or seeds than those of the
-    others.
+    others. `other_photos` names the people whose photos are not those of most rows.
     """
 
     configuration: Configuration
@@ -57,6 +58,7 @@ class Row:
     rank: int | None = None
     unranked: str = ""
     processors: tuple[str, ...] = ()
+    other_photos: tuple[str, ...] = ()
     against_placebo: Test | None = None
     against_best: Test | None = None
 
@@ -92,10 +94,7 @@ def standings(records: Mapping[str, Mapping]) -> list[Row]:
     rows, start = [], 0
     for group in grouped:
         members = slice(start, start := start + len(group))
-        rows += _ranked(
-            [_row(*one) for one in zip(group, scores[members], strict=True)],
-            [of.get(SCORE, {}) for of in values[members]],
-        )
+        rows += _ranked([_row(*one) for one in zip(group, scores[members], strict=True)], group)
     return _estimated(rows)
 
 
@@ -110,11 +109,18 @@ def _row(sample: Sample, scores: Mapping[str, Estimate]) -> Row:
     )
 
 
-def _ranked(rows: Sequence[Row], values: Sequence[Scored]) -> list[Row]:
-    """The rows of a group in their order, with ranks and tests; `values` of each row."""
+def _ranked(rows: Sequence[Row], group: Sequence[Sample]) -> list[Row]:
+    """The rows of a group in their order, with ranks and tests; `group` are their samples."""
+    values = [sample.each(SCORE) for sample in group]
+    # whose means are compared: those who have the score that ranks
+    people = [_runs_of(own) or row.runs for own, row in zip(values, rows, strict=True)]
     protected = [i for i, row in enumerate(rows) if not is_unprotected(row.configuration)]
-    usual = usual_people(rows[i].runs for i in protected or range(len(rows)))
-    rows = [replace(row, comparable=row.runs == usual) for row in rows]
+    usual = usual_people(people[i] for i in protected or range(len(rows)))
+    other_photos = _other_photos(group)
+    rows = [
+        replace(row, comparable=of == usual, other_photos=others)
+        for row, of, others in zip(rows, people, other_photos, strict=True)
+    ]
     reasons = {i: _reason(row) for i, row in enumerate(rows)}
     order = sorted(reasons, key=lambda i: _best_first(rows[i]))
     fit = [i for i in order if not reasons[i]]
@@ -136,6 +142,23 @@ def _ranked(rows: Sequence[Row], values: Sequence[Scored]) -> list[Row]:
             **{name: of[i] for name, of in tests.items() if i in of},
         )
         for i in order
+    ]
+
+
+def _runs_of(scores: Scores) -> Runs:
+    return tuple((identity, tuple(sorted(of))) for identity, of in scores.items())
+
+
+def _other_photos(group: Sequence[Sample]) -> list[tuple[str, ...]]:
+    """Of each sample the people whose photos are not those of most samples."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for sample in group:
+        for identity, digests in sample.photos.items():
+            counts[identity].update(digests)
+    usual = {who: max(of, key=lambda one: (of[one], one)) for who, of in counts.items()}
+    return [
+        tuple(who for who in sample.identities if sample.photos.get(who, set()) - {usual.get(who)})
+        for sample in group
     ]
 
 
@@ -165,7 +188,7 @@ def _best_first(row: Row) -> tuple[bool, float, str]:
 
 
 def _tests(
-    rows: Sequence[int], fit: Sequence[int], other: int | None, values: Sequence[Scored]
+    rows: Sequence[int], fit: Sequence[int], other: int | None, values: Sequence[Scores]
 ) -> dict[int, Test]:
     """The comparison of each row with `other`; p-values where both are `fit` to be ranked."""
     if other is None:
@@ -175,7 +198,7 @@ def _tests(
     return {i: Test(differences=of, p_value=p_values.get(i)) for i, of in shared.items() if of}
 
 
-def _p_values(fit: Sequence[int], other: int, values: Sequence[Scored]) -> dict[int, float]:
+def _p_values(fit: Sequence[int], other: int, values: Sequence[Scores]) -> dict[int, float]:
     """The p-value of each row of `fit` against `other`, corrected for their number."""
     shared = {i: _differences(values[i], values[other]) for i in fit if i != other}
     tested = [i for i, of in shared.items() if len(of) >= FEWEST]
@@ -183,7 +206,7 @@ def _p_values(fit: Sequence[int], other: int, values: Sequence[Scored]) -> dict[
     return {i: _digits(p) for i, p in zip(tested, corrected, strict=True)}
 
 
-def _ranks(fit: Sequence[int], values: Sequence[Scored]) -> dict[int, int]:
+def _ranks(fit: Sequence[int], values: Sequence[Scores]) -> dict[int, int]:
     """The rank of each row of `fit`, best first: those that are not told to be behind the best of
     the rows still without a rank share that one's. Best is who has the best mean; few people may
     make it, and the test speak for another.
@@ -203,12 +226,15 @@ def _ranks(fit: Sequence[int], values: Sequence[Scored]) -> dict[int, int]:
     return ranks
 
 
-def _differences(a: Scored, b: Scored) -> list[float]:
-    """a - b for the identities that both have."""
+def _differences(a: Scores, b: Scores) -> list[float]:
+    """a - b for the identities that both have, each over the seeds that both have: the victims of
+    one seed start from the same noise.
+    """
+    shared = {who: a[who].keys() & b[who].keys() for who in a if who in b}
     return [
-        value - b[identity]
-        for identity, value in a.items()
-        if value is not None and b.get(identity) is not None
+        fmean(a[who][seed] - b[who][seed] for seed in sorted(seeds))
+        for who, seeds in shared.items()
+        if seeds
     ]
 
 

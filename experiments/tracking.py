@@ -25,6 +25,7 @@ from experiments.records import as_json
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline")
+OWN_PHOTOS = "anticustom.identities.Folder"
 
 
 class Tracker(Protocol):
@@ -136,18 +137,18 @@ class WandbTracker:
         return where or str(Path(run.dir).parent)
 
 
-def filled_in(tracker: DictConfig, choices: Mapping[str, str]) -> DictConfig:
+def filled_in(tracker: DictConfig, dataset: str, experiment: str | None) -> DictConfig:
     """Return a tracker's settings with what they leave to the run: whether pictures may be
-    uploaded, and the group, which is an experiment's name, or the time of a sweep without one.
+    uploaded, by the class of the data set, which may have any name, and the group, which is the
+    experiment's name, or the time of a sweep without one.
     """
     tracker = tracker.copy()
     if tracker.get("upload_images", False) is None:
-        tracker.upload_images = choices["dataset"] != "folder"
+        tracker.upload_images = dataset != OWN_PHOTOS
     if "group" in tracker and tracker.group is None:
         hydra = HydraConfig.get() if HydraConfig.initialized() else None
         sweeps = hydra is not None and hydra.mode is RunMode.MULTIRUN
-        tracker.group = choices.get("experiment")
-        tracker.group = tracker.group or (f"sweep {Path(hydra.sweep.dir).name}" if sweeps else None)
+        tracker.group = experiment or (f"sweep {Path(hydra.sweep.dir).name}" if sweeps else None)
     return tracker
 
 

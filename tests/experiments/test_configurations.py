@@ -1,6 +1,8 @@
 import time
 
-from experiments.configurations import configurations, differences
+from experiments import records
+from experiments.configurations import STAGES, configurations, differences
+from experiments.stages import VERSIONS
 
 
 def of(records):
@@ -38,6 +40,48 @@ def test_settings_under_equal_names_are_told_apart_by_what_differs(made_up):
     assert found["3"].method == "aspl"
     equal = of([made_up(), made_up(config=longer)])
     assert [one.method for one in equal.values()] == ["simac (steps=6)", "simac (steps=12)"]
+
+
+def test_what_draws_and_scores_is_told_apart(made_up):
+    def with_gallery(**settings):
+        return {"gallery": {"images_per_prompt": 8, "steps": 20} | settings}
+
+    def other_model(**settings):
+        others = {"second": {"name": "tiny_b", **with_gallery(**settings)}}
+        return {"attack": {"_target_": "PGD", "others": others}}
+
+    plain = made_up(config={"surrogate_model": with_gallery()})
+    fewer = made_up(config={"surrogate_model": with_gallery(steps=4, images_per_prompt=2)})
+    digests = plain["digests"] | {"scorer": {"sface.safetensors": "other"}}
+    found = of([plain, plain, fewer, plain | {"digests": digests}])
+    assert [one.setting.details for one in found.values()] == [
+        "",
+        "",
+        "class_images.surrogate_model.steps=4",
+        "scorer.brisque_live.safetensors=none, scorer.sface.safetensors=other",
+    ]
+    ensembles = [made_up(config=other_model(steps=n)) for n in (20, 20, 4)]
+    assert [one.method for one in of(ensembles).values()] == [
+        "simac",
+        "simac",
+        "simac (attack.others.second.gallery.steps=4)",
+    ]
+
+
+def test_records_of_other_versions_of_a_stage_are_told_apart(made_up):
+    old = made_up()  # from before versions were recorded
+    same, protects, customizes = (
+        made_up(stages=STAGES | changed) for changed in ({}, {"protect": 3}, {"customize": 2})
+    )
+    found = list(of([old, same, protects, customizes]).values())
+    assert found[0] == found[1]
+    assert found[2].method == "simac (stages.protect=3)"
+    assert found[2].setting == found[0].setting
+    assert found[3].setting.details == "stages.customize=2"
+
+
+def test_the_versions_that_records_lack_are_of_every_stage():
+    assert STAGES.keys() == VERSIONS.keys() == records.STAGES.keys()
 
 
 def test_each_tells_only_where_it_is_unlike_the_most_common(made_up):

@@ -120,6 +120,22 @@ def test_rows_of_several_processors_say_so(benchmark_of):
     assert "Computed on" not in leaderboard(found, {})["README.md"]
 
 
+def test_rows_of_other_photos_say_whose(benchmark_of):
+    found = benchmark_of({"noise": 0, "aspl": 0.2, "simac": 0.3})
+    for name, record in found.items():
+        other = record["attack"] == "simac" and record["identity"] in ("1", "2")
+        record["digests"] = record["digests"] | {"photos": {"B": name[:4] if other else "b"}}
+    files = leaderboard(found, {})
+    assert "Of other photos than most rows\n\n- `simac`: 1, 2\n" in files["README.md"]
+    assert files["index.html"].count("Of other photos than most rows beside it: 1, 2<") == 1
+    rows = list(csv.DictReader(io.StringIO(files["scores.csv"])))
+    told = {row["method"]: row["other_photos"] for row in rows}
+    assert told == {"simac": "1, 2", "aspl": "", "noise": "", "none": ""}
+    for record in found.values():
+        record["digests"]["photos"] = {"B": "b"}
+    assert "Of other photos" not in "".join(leaderboard(found, {}).values())
+
+
 def test_the_plain_setting_comes_before_what_the_adversary_does_besides(benchmark_of):
     plain, blurred, other = (
         benchmark_of({"noise": 0.0}, identities=2, **of)

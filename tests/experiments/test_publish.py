@@ -76,9 +76,10 @@ def test_a_strip_comes_with_any_person_who_has_pictures(run_of, made_up, tmp_pat
     records.write(made_up(identity="1"), target, "old")
     output_dir = run_of(new={"identity": "2"})
     manifest = next(output_dir.glob("store/protect/*/*/manifest.json"))
-    broken = manifest.parents[1] / "broken" / manifest.name
-    broken.parent.mkdir()
-    broken.write_text("{")
+    for k, damaged in enumerate(["{", "[]", "{}", '{"unit": 1, "files": {}}']):
+        broken = manifest.parents[1] / f"broken{k}" / manifest.name
+        broken.parent.mkdir()
+        broken.write_text(damaged)
     main([str(output_dir), "--target", str(target)])
     assert names(target, ".jpg") == ["new.jpg"]
 

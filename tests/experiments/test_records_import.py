@@ -88,6 +88,9 @@ def test_unknown_and_missing_names_are_refused(table):
     ]:
         with pytest.raises(ImportRefused, match=message.replace(".", r"\.")):
             imported(path, columns, settings, "them")
+    for source in ("this project", " "):  # else nothing would mark them
+        with pytest.raises(ImportRefused, match="say where the scores were published"):
+            imported(path, COLUMNS, SETTINGS, source)
 
 
 def test_what_stands_there_twice_is_refused(table):

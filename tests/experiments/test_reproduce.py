@@ -47,7 +47,10 @@ def test_each_command_runs_once_with_its_threads_elsewhere(made_up, tmp_path):
         "c": made_up(command=sweep, machine={"torch_threads": 2}),
         "d": {**made_up(), "imported": {"source": "a paper"}},
     }
-    assert commands(found) == [(sweep, 1), (sweep, 2)]
+    found["e"] = made_up(command=sweep, machine={"torch_threads": 2, "gpu": "H100"})
+    found["e"]["config"]["precision"] = "mixed"
+    here, there = f"{sweep} precision=float32 device=cpu", f"{sweep} precision=mixed"
+    assert commands(found) == [(here, 1), (here, 2), (there, 2)]
     elsewhere = "tracker=wandb tracker.mode=offline +tracker.group=x force=[eval] stages=[eval]"
     elsewhere += " hydra/launcher=local hydra.launcher.timeout_min=1"
     assert arguments_of(f"{sweep} {elsewhere}", tmp_path) == [

@@ -116,6 +116,68 @@ def test_rows_on_other_people_come_last_and_have_no_rank(benchmark_of):
     assert (few.mean.n, few.p_value, rows[4].against_best.mean.n) == (4, None, 11)
 
 
+def test_means_over_other_people_who_have_the_score_do_not_rank(made_up):
+    """`easy` has the score of the ten people whom every method protects, `hard` of all."""
+
+    def of(attack, i, retention):
+        return made_up(retention, attack=attack, identity=str(i))
+
+    found = {}
+    for i in range(20):
+        level = 0.05 + 0.004 * i if i < 10 else 0.8
+        found[f"hard_{i}"] = of("hard", i, level)
+        found[f"noise_{i}"] = of("noise", i, level + 0.2 + 0.001 * i)
+        found[f"easy_{i}"] = of("easy", i, level + 0.1 if i < 10 else None)
+    rows = by_method(standings(found))
+    assert rows["easy"].score.mean < rows["hard"].score.mean
+    assert (rows["hard"].rank, rows["noise"].rank, rows["easy"].rank) == (1, 2, None)
+    assert rows["easy"].unranked == "other identities or seeds"
+    assert rows["easy"].against_best.mean.mean == pytest.approx(0.1)
+
+
+def test_differences_are_of_the_seeds_that_both_have(made_up):
+    """Whatever the method, a victim of seed 1 retains 0.3 more."""
+    levels = {"noise": 0.5, "aspl": 0.3, "simac": 0.2}
+    seeds = {"noise": (0, 1), "aspl": (0, 1), "simac": (1,)}
+    found = {
+        f"{attack}_{i}_{seed}": made_up(
+            level + 0.3 * seed, attack=attack, identity=str(i), seed=seed
+        )
+        for attack, level in levels.items()
+        for i in range(3)
+        for seed in seeds[attack]
+    }
+    rows = by_method(standings(found))
+    assert rows["simac"].against_placebo.mean.mean == pytest.approx(-0.3)
+    assert rows["aspl"].against_placebo.mean.mean == pytest.approx(-0.2)
+    apart = {name: record for name, record in found.items() if name[:4] != "nois"}
+    apart |= {f"noise_{i}": made_up(attack="noise", identity=str(i), seed=2) for i in range(3)}
+    assert by_method(standings(apart))["simac"].against_placebo is None
+
+
+def test_rows_of_other_photos_are_named(made_up):
+    found = {
+        f"{attack}_{i}": made_up(
+            attack=attack,
+            identity=str(i),
+            unprotected=0.7 if attack == "simac" and i == 1 else 0.8,
+            digests={
+                **made_up()["digests"],
+                "photos": {"B": "other" if attack == "simac" and i == 1 else f"of {i}"},
+            },
+        )
+        for attack in ("noise", "aspl", "simac")
+        for i in range(3)
+    }
+    rows = by_method(standings(found))
+    assert {name: row.other_photos for name, row in rows.items()} == {
+        "noise": (),
+        "aspl": (),
+        "simac": ("1",),
+        "none": ("1",),
+    }
+
+
 def test_the_usual_people_are_those_of_most_rows_that_can_be_ranked():
     ten, twelve = (tuple(map(str, range(n))) for n in (10, 12))
     assert usual_people([ten, twelve, ten]) == ten

@@ -191,18 +191,20 @@ def test_runs_are_grouped_by_sweep_or_else_by_attack(offline):
 
 
 def test_what_a_tracker_leaves_open_follows_the_run():
-    def filled(*words: str, mode: str = "RUN", **choices: str):
+    def filled(
+        *words: str, mode: str = "RUN", dataset: str = "Portraits", experiment: str | None = None
+    ):
         words = ("tracker=wandb", *words, f"hydra.mode={mode}", "hydra.sweep.dir=logs/monday")
         config = composed(*words, with_hydra=True)
         HydraConfig.instance().set_config(config)
         try:
-            tracker = filled_in(config.tracker, {"dataset": "portraits", **choices})
+            tracker = filled_in(config.tracker, f"anticustom.identities.{dataset}", experiment)
         finally:
             HydraConfig.instance().cfg = None
         return tracker.group, tracker.upload_images
 
     assert filled() == (None, True)
-    assert filled(dataset="folder") == (None, False)
+    assert filled(dataset="Folder") == (None, False)
     assert filled(mode="MULTIRUN") == ("sweep monday", True)
     assert filled(mode="MULTIRUN", experiment="budgets") == ("budgets", True)
     assert filled("tracker.group=mine", mode="MULTIRUN", experiment="budgets") == ("mine", True)
