@@ -2,6 +2,7 @@
 can be loaded.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from experiments.provenance import digest_of_folder
 FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
 # what the hub's folders hold besides the one form of the weights that is loaded
 OTHER_FILES = ["*.fp16.safetensors", "*non_ema*", "safety_checker/*", "feature_extractor/*"]
+# what Stable Diffusion 1.x and 2.x are made of
+KINDS = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+}
 
 
 def loaded(names: Sequence[str]) -> list[str]:
@@ -51,10 +58,23 @@ class Model:
                     "is no diffusers model: "
                     "name a folder saved by save_pretrained"
                 )
+            self._check_kind(folder)
             return folder
         if self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
             raise ModelMissing(f"surrogate_model.path={self.path}: no such folder")
-        return self._snapshot()
+        folder = self._snapshot()
+        self._check_kind(folder)
+        return folder
+
+    def _check_kind(self, folder: Path) -> None:
+        index = json.loads((folder / "model_index.json").read_text())
+        unlike = [part for part, kind in KINDS.items() if (index.get(part) or [""])[-1] != kind]
+        unlike += ["text_encoder_2"] if index.get("text_encoder_2", [None])[-1] else []
+        if unlike:
+            raise ModelMissing(
+                f"surrogate_model.path={self.path}: a {index.get('_class_name')}, which cannot be "
+                f"attacked here ({unlike[0]}): name a Stable Diffusion 1.x or 2.x"
+            )
 
     def _snapshot(self) -> Path:
         from huggingface_hub import snapshot_download

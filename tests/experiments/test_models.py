@@ -1,12 +1,13 @@
 """Models as the configuration names them: read from disk once, handed out as copies."""
 
+import json
 import shutil
 
 import pytest
 import torch
 
 from experiments import models
-from experiments.models import Model, surrogate_precision
+from experiments.models import Model, ModelMissing, surrogate_precision
 
 
 @pytest.fixture
@@ -91,3 +92,22 @@ def test_files_that_are_not_loaded_do_not_tell_models_apart(random_sd, tmp_path)
     assert Model("sd", str(tmp_path / "model"), None).digest == digest
     (tmp_path / "model" / "unet" / "more.safetensors").write_bytes(b"1")
     assert Model("sd", str(tmp_path / "model"), None).digest != digest
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "text_encoder_2"),
+        ({"unet": None, "transformer": ["diffusers", "SD3Transformer2DModel"]}, "unet"),
+        ({"text_encoder": ["transformers", "T5EncoderModel"]}, "text_encoder"),
+    ],
+    ids=["SDXL", "SD 3", "T5"],
+)
+def test_models_of_other_parts_are_refused(random_sd, tmp_path, changed, named):
+    shutil.copytree(random_sd, tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    assert Model("sd", str(tmp_path / "model"), None).folder == tmp_path / "model"
+    known = json.loads(index.read_text()) | changed
+    index.write_text(json.dumps({part: kind for part, kind in known.items() if kind}))
+    with pytest.raises(ModelMissing, match=rf"cannot be attacked here \({named}\): name a Stable"):
+        Model("sd", str(tmp_path / "model"), None).folder  # noqa: B018
