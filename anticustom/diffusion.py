@@ -75,6 +75,11 @@ class LatentDiffusion:
         return self.unet.config.in_channels, size, size
 
     @property
+    def image_size(self) -> int:
+        """The height and width of its images, in pixels."""
+        return self.latent_shape[-1] * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
     def timesteps(self) -> Tensor:
         """All timesteps of training, (T,) int64 on the CPU."""
         return torch.arange(self.scheduler.config.num_train_timesteps)

@@ -151,7 +151,7 @@ class TargetShift:
     def bind(self, model: LatentDiffusion, *, prompt: str, clean, start) -> Objective:
         with torch.no_grad():
             embeddings = model.text_embeddings([prompt])
-            image = target_image(self.target, start().shape[-1])[None].to(model.device)
+            image = target_image(self.target, model.image_size)[None].to(model.device)
             target = model.latents(model.posterior(image), torch.zeros((), device=model.device))
             target = target.bfloat16().float() if self.bfloat16_target else target
 

@@ -168,8 +168,7 @@ class Alternating:
         self._train(surrogate, surrogate.clean, iteration, "clean", progress)
         yield
         if before is not None:
-            _, places = surrogate.trainer.state()
-            surrogate.trainer.restore(before, places)
+            surrogate.trainer.restore(before, {"places": surrogate.trainer.places})
 
     def follow(self, surrogate, iteration, names, protected, progress):
         photos = encode(surrogate.model, names, protected)

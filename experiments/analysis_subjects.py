@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import OutOfMemoryError, Tensor
 
 from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.diffusion import LatentDiffusion
@@ -122,7 +122,8 @@ def attacked(
         def class_images() -> tuple[tuple[str, ...], Tensor]:
             count, prompt = config.class_images.count, config.attack.class_prompt
             sampler = models[key].load(config.precision, config.device)
-            images = sample(sampler, prompt, nodes[key].gallery, config.seed, count, progress)
+            how = nodes[key].gallery
+            (images,) = sample(sampler, [prompt], how, config.seed, count, progress)
             return tuple(f"{k:04}.png" for k in range(count)), images
 
         draws = SeededDraws(config.seed, owner, network.latent_shape)
@@ -188,7 +189,7 @@ def run(
         settings.output_dir.mkdir(parents=True, exist_ok=True)
         for path in write(settings.output_dir, table, figure):
             print(path)
-    except (ValueError, OSError, HydraException) as error:
+    except (ValueError, OSError, FloatingPointError, HydraException, OutOfMemoryError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")

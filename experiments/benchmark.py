@@ -25,6 +25,7 @@ from experiments.benchmark_phases import PHASES as SHIPPED
 from experiments.benchmark_phases import Bench
 from experiments.benchmark_released import simac_as_released
 from experiments.provenance import peak_memory_bytes
+from experiments.random_models import UNETS
 from experiments.terminal import quiet_libraries, say
 
 PHASES = {**SHIPPED, "simac_as_released": simac_as_released}
@@ -39,6 +40,7 @@ DEFAULTS = {
     "output": "outputs/benchmark.json",
 }
 
+EMBEDDED = ("tiny", "tiny_b")
 LONG = 20  # seconds
 
 
@@ -124,9 +126,11 @@ def main(arguments: list[str] | None = None) -> None:
     settings = DEFAULTS | OmegaConf.to_container(given)
     if settings["device"] == "auto":
         settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    known = {"device": ["cpu", "cuda"], "model": [*EMBEDDED, *UNETS], "phase": ["all", *PHASES]}
+    for key, choices in known.items():
+        if settings[key] not in choices:
+            sys.exit(f"error: {key}={settings[key]}: expected one of {', '.join(choices)}")
     if settings["phase"] != "all":
-        if settings["phase"] not in PHASES:
-            sys.exit(f"error: phase={settings['phase']}: expected all, {', '.join(PHASES)}")
         print(json.dumps(measure(settings["phase"], settings)))
         return
     rows, failed = [], []

@@ -42,9 +42,7 @@ class Bench:
         )
         if self.config.memory.gradient_checkpointing:
             self.model.checkpoint_gradients()
-        self.size = self.model.latent_shape[-1] * 2 ** (
-            len(self.model.vae.config.block_out_channels) - 1
-        )
+        self.size = self.model.image_size
         self.names = tuple(f"{k}.png" for k in range(count))
         self.draws = SeededDraws(0, "benchmark", self.model.latent_shape)
 

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from experiments.settings import Refused
 
 
-def chosen_device(asked: str, neighbour: int = 0) -> str:
+def chosen_device(asked: str | int, neighbour: int = 0) -> str:
     """Return the device that `device=` asks for; auto is a GPU if there is one.
 
     Jobs that run on one machine at once, `neighbour` being the number of each, take its GPUs in
@@ -17,13 +17,12 @@ def chosen_device(asked: str, neighbour: int = 0) -> str:
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return f"cuda:{neighbour % gpus}" if gpus else "cpu"
     try:
-        torch.zeros(1, device=asked)
+        return str(torch.zeros(1, device=asked).device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise Refused(
             f"device={asked}: torch cannot use it here ({reason}); try device=auto"
         ) from error
-    return asked
 
 
 def neighbour_number(hydra: DictConfig) -> int:

@@ -35,9 +35,9 @@ def run(config: DictConfig) -> list[Path]:
         return _failed(" ".join(str(error).split()), paths)
     except torch.OutOfMemoryError as error:
         return _failed(
-            f"{str(error).split('.')[0]}: lower gallery.batch_size, "
-            "surrogate_model.gallery.batch_size (of class images) or "
-            "customizer.training.batch_size; what is done is kept"
+            f"{str(error).split('.')[0]}: run with memory=24gb or memory=12gb, or lower "
+            "gallery.batch_size or surrogate_model.gallery.batch_size (of class images); what is "
+            "done is kept"
         )
     except KeyboardInterrupt:
         sys.exit("error: interrupted; the same command goes on where it was")

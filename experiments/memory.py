@@ -1,7 +1,7 @@
 """Whether a run fits its GPU: refused before it starts if not, with a setting that does."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -32,15 +32,19 @@ def free_bytes(device: str) -> float | None:
 
 
 def check_fits(
-    config: DictConfig, folders: Mapping[str, Path], choices: Mapping[str, str], available: float
+    stages: Collection[str],
+    config: DictConfig,
+    folders: Mapping[str, Path],
+    choices: Mapping[str, str],
+    available: float,
 ) -> None:
-    """Raise Refused if a wanted stage takes more than the `available` bytes of a GPU.
+    """Raise Refused if one of `stages` takes more than the `available` bytes of a GPU.
 
     `folders` has the surrogates', by their keys in the configuration, "customizer.base_model", and
     "attack.purifier" if there is one.
     """
     for stage, group in (("protect", "attack"), ("customize", "customizer")):
-        if stage not in config.stages:
+        if stage not in stages:
             continue
         needed = stage_bytes(stage, config, folders)
         if needed <= available:

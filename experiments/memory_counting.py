@@ -21,6 +21,7 @@ from anticustom.customizers.lora import LoRA
 from anticustom.customizers.textual_inversion import TextualInversion
 from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import Draw
+from anticustom.ensembles import JointLoss
 from anticustom.finetuning import FineTuning, all_weights
 from anticustom.losses import denoising
 from anticustom.surrogates import Alternating, SurrogateSchedule
@@ -77,16 +78,20 @@ def bytes_to_protect(
     loop of its own only the models are counted.
     """
     every = [*models, purifier] if purifier else models
-    fixed, working = UNCOUNTED + sum(_weights(model) for model in every), 0.0
+    fixed = UNCOUNTED + sum(_weights(model) for model in every)
     if not isinstance(attack, PGD):
         return fixed
+    kept, rounded = [], []
     for model in models:
         loaded = _weights(model)
         with attack.own_precision(model):
             computing = _weights(model)  # beside those that were loaded, if they differ
-            kept = _kept_for_gradients(model, partial(_perturbed, attack, model))
-            kept += max((_purified(one, purifier) for one in attack.purifiers), default=0.0)
-        working = max(working, kept + (computing if computing != loaded else 0.0))
+            rounded.append(computing if computing != loaded else 0.0)
+            own = _kept_for_gradients(model, partial(_perturbed, attack, model))
+            own += max((_purified(one, purifier) for one in attack.purifiers), default=0.0)
+            kept.append(own)
+    at_once = sum if isinstance(attack.combination, JointLoss) else max
+    working = max(kept) + at_once(rounded)
     for model in models:
         if training := _of_surrogate(attack.surrogate_schedule, model):
             fixed += training.bytes
@@ -142,14 +147,9 @@ def _parameters(model: LatentDiffusion) -> list[nn.Parameter]:
     return [parameter for part in parts for parameter in part.parameters()]
 
 
-def _side(model: LatentDiffusion) -> int:
-    """The height and width of the model's images."""
-    return model.latent_shape[1] * 2 ** (len(model.vae.config.block_out_channels) - 1)
-
-
 def _perturbed(attack: Any, model: LatentDiffusion) -> object:
     """One step on one photo, up to its loss."""
-    photo = torch.zeros(1, 3, *[_side(model)] * 2)
+    photo = torch.zeros(1, 3, *[model.image_size] * 2)
     objective = attack.loss.bind(
         model,
         prompt=attack.instance_prompt,
@@ -171,7 +171,7 @@ def _purified(purify: Purify, model: LatentDiffusion) -> float:
     def step() -> Tensor:
         return model.predict(latents(), torch.zeros(1, dtype=torch.long), embeddings)
 
-    photo = torch.zeros(1, 3, *[_side(model)] * 2).requires_grad_()
+    photo = torch.zeros(1, 3, *[model.image_size] * 2).requires_grad_()
     ends = [lambda: model.posterior(photo), lambda: model.decode(latents())]
     kept = sum(_kept_for_gradients(model, end) for end in ends)
     with unset_fake_temporarily():  # how many are below a timestep depends on their values

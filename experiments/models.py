@@ -70,6 +70,7 @@ class Model:
         index = json.loads((folder / "model_index.json").read_text())
         unlike = [part for part, kind in KINDS.items() if (index.get(part) or [""])[-1] != kind]
         unlike += ["text_encoder_2"] if index.get("text_encoder_2", [None])[-1] else []
+        unlike = unlike or _unlike_latents(folder)
         if unlike:
             raise ModelMissing(
                 f"surrogate_model.path={self.path}: a {index.get('_class_name')}, which cannot be "
@@ -116,6 +117,19 @@ class Model:
         for network in (model.vae, model.unet, model.text_encoder):
             network.to(device)
         return model
+
+
+def _unlike_latents(folder: Path) -> list[str]:
+    """What tells an inpainting, a depth or an upscaling model from one that denoises latents."""
+    unet, vae, scheduler = (
+        json.loads((folder / file).read_text())
+        for file in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+    )
+    channels = {unet["in_channels"], unet["out_channels"], vae["latent_channels"]}
+    unlike = [f"unet of {unet['in_channels']} channels"] if len(channels) > 1 else []
+    unlike += ["class embeddings"] if unet.get("class_embed_type") else []
+    predicts = scheduler.get("prediction_type", "epsilon")
+    return unlike + ([predicts] if predicts not in ("epsilon", "v_prediction") else [])
 
 
 def surrogate_precision(attack: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from experiments.settings import Refused
 class SomeFailed(ValueError):
     """Some of several identities failed; `paths` are the records of the others."""
 
-    def __init__(self, failed: Mapping[str, Exception], count: int, paths: list[Path]):
+    def __init__(self, failed: Mapping[str, str], count: int, paths: list[Path]):
         reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
         super().__init__(f"{len(failed)} of {count} failed: {reasons}")
         self.paths = paths

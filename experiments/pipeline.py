@@ -87,7 +87,9 @@ class Pipeline:
             self.config["seed"],
             self.device,
             self.config["checkpoint_minutes"],
+            self._check_memory,
         )
+        self.fitting: set[str] = set()  # stages that were found to fit the GPU
 
     def _model(self, node: Mapping) -> Model:
         return model_of(node, self.config["memory"]["gradient_checkpointing"])
@@ -113,7 +115,8 @@ class Pipeline:
     def run(self) -> list[Path]:
         """Run all identities, one after the other; return their records' paths.
 
-        What of a model, the GPU's memory or any identity does not fit is refused before the first.
+        What of a model or any identity does not fit is refused before the first, what does not fit
+        the GPU's memory before the first that takes it.
         What fails with one of several identities is raised after the others, as SomeFailed.
         """
         if not self.identities:
@@ -122,7 +125,6 @@ class Pipeline:
             return []
         size = self._photo_size()  # looks the models up: what is missing is missed before any work
         check_layers_exist(self.attack, self.surrogates, self.customizer, self.base_model)
-        self._check_memory()
         paths, failed = [], {}
         for identity, scores in self._identities(size):
             try:
@@ -132,7 +134,7 @@ class Pipeline:
             except (ValueError, FloatingPointError) as error:
                 if len(self.identities) == 1:
                     raise
-                failed[identity.name] = error
+                failed[identity.name] = str(error)  # its traceback would hold the models
                 say(f"error: {identity.name}: {error}; going on with the others")
             else:
                 paths += [path] if path else []
@@ -153,12 +155,17 @@ class Pipeline:
             check_others(self.models, set(self.surrogates), self.purifiers.keys() & {PURIFIER})
         return size
 
-    def _check_memory(self) -> None:
-        available = free_bytes(self.device)
-        if available is None:
-            return
-        folders = {key: model.folder for key, model in self.models.items() if key != PURIFIER}
-        check_fits(self.composed, folders, self.choices, available)
+    def _check_memory(self, part: str) -> None:
+        """Refuse what does not fit before the first of it is computed, and before what goes before
+        it: what is done takes nothing.
+        """
+        ahead = ["protect", "customize"] if part == "protect" else [part]
+        to_check = [one for one in ahead if one in self.stages.wanted - self.fitting]
+        available = free_bytes(self.device) if to_check else None
+        if available is not None:
+            folders = {key: model.folder for key, model in self.models.items() if key != PURIFIER}
+            check_fits(to_check, self.composed, folders, self.choices, available)
+        self.fitting |= set(to_check)
 
     def _identities(self, size: int) -> list[tuple[Identity, Scores]]:
         """Return the identities, each with what scores it; raise Refused for all whose photos

@@ -65,9 +65,9 @@ def git_state(folder: Path) -> dict | None:
         return None
 
 
-def machine() -> dict:
+def machine(device: str) -> dict:
     """Processor by name and by what decides its rounding, cores this process may use, torch
-    threads, GPU (None without), platform.
+    threads, GPU (None where `device` is none), platform.
     """
     import torch
 
@@ -76,7 +76,7 @@ def machine() -> dict:
         "cpu_kind": cpu_kind(),
         "cores": usable_cores(),
         "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(device) if device.startswith("cuda") else None,
         "platform": platform.platform(),
     }
 

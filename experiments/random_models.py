@@ -42,7 +42,7 @@ def random_model(name: str, device: str, precision: Precision) -> LatentDiffusio
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     if name not in UNETS:
-        raise ValueError(f"model={name}: expected tiny, a local folder, or {', '.join(UNETS)}")
+        raise ValueError(f"model={name}: expected one of {', '.join(UNETS)}")
     widths = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     default = torch.get_default_dtype()

@@ -13,7 +13,7 @@ from anticustom.identities import Identity, PhotoSet
 from experiments import records
 from experiments.overview import Row, draw_overview
 from experiments.photo_files import photo_files
-from experiments.provenance import computed_on, highest, machine, versions
+from experiments.provenance import computed_on, highest, versions
 from experiments.scores import Scores
 from experiments.settings_in_use import effective, in_use
 from experiments.stages import VERSIONS
@@ -45,7 +45,7 @@ class Outcome:
     @property
     def machine(self) -> dict:
         """The machine that protected the photos, which need not be the one that scores now."""
-        return self.protected.manifest["facts"].get("machine") or machine()
+        return self.protected.manifest["facts"]["machine"]
 
     @property
     def processors(self) -> dict[str, str]:

@@ -1,47 +1,77 @@
 """Sampling images from a model: class images and galleries."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from anticustom.draws import keyed_generator
+from anticustom.progress import Checkpoint, NoCheckpoint
 
 
 def sample(
-    network: Any, prompt: str, settings: Mapping, seed: int, count: int, progress: Callable
-) -> Tensor:
-    """Return `count` images (n, 3, h, w) in [0, 1]; image i depends on (seed, prompt, i), not on
-    the batching.
+    network: Any,
+    prompts: Sequence[str],
+    settings: Mapping,
+    seed: int,
+    count: int,
+    progress: Callable,
+    checkpoint: Checkpoint | None = None,
+) -> list[Tensor]:
+    """Return `count` images (n, 3, h, w) in [0, 1] of each prompt; image i depends on (seed,
+    prompt, i), not on the batching.
+
+    With a `checkpoint`, what a kill left is not drawn again. Raises FloatingPointError for an
+    image that is not finite.
     """
-    noise = torch.stack(
-        [
-            torch.randn(network.latent_shape, generator=keyed_generator(seed, "sample", prompt, k))
-            for k in range(count)
-        ]
-    )
-    batches = noise.split(settings["batch_size"])
-    done, total = 0, len(batches) * settings["steps"]
+    checkpoint = checkpoint or NoCheckpoint()
+    saved = checkpoint.load()
+    images = [saved[0]["images"]] if saved else []
+    kept = sum(map(len, images))
+    for prompt in prompts:
+        noise = torch.stack([_noise(network, seed, prompt, i) for i in range(count)])
+        batches = noise.split(settings["batch_size"])
+        step = _Steps(progress, prompt, len(batches) * settings["steps"])
+        for batch in batches:
+            if kept > 0:  # checkpoints come between batches
+                kept -= len(batch)
+                step.done += settings["steps"]
+                continue
+            images.append(_drawn(network, prompt, batch, settings, step))
+            if checkpoint.due():
+                images = [torch.cat(images)]
+                checkpoint.save({"images": images[0]}, {})
+    return list(torch.cat(images).split(count))
 
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress(f"sampling {prompt!r}", min(done, total), total)
 
-    images = torch.cat(
-        [
-            network.sample(
-                prompt,
-                batch,
-                steps=settings["steps"],
-                guidance_scale=settings["guidance_scale"],
-                scheduler=settings["scheduler"],
-                karras_sigmas=settings["karras_sigmas"],
-                callback=step,
-            )
-            for batch in batches
-        ]
+def _noise(network: Any, seed: int, prompt: str, number: int) -> Tensor:
+    generator = keyed_generator(seed, "sample", prompt, number)
+    return torch.randn(network.latent_shape, generator=generator)
+
+
+class _Steps:
+    """Tells of the steps of a prompt as they are made."""
+
+    def __init__(self, progress: Callable, prompt: str, total: int):
+        self.progress, self.what, self.total, self.done = progress, f"sampling {prompt!r}", total, 0
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.progress(self.what, min(self.done, self.total), self.total)
+
+
+def _drawn(
+    network: Any, prompt: str, batch: Tensor, settings: Mapping, callback: Callable[[], None]
+) -> Tensor:
+    images = network.sample(
+        prompt,
+        batch,
+        steps=settings["steps"],
+        guidance_scale=settings["guidance_scale"],
+        scheduler=settings["scheduler"],
+        karras_sigmas=settings["karras_sigmas"],
+        callback=callback,
     )
     if not images.isfinite().all():
         raise FloatingPointError(

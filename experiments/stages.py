@@ -53,7 +53,7 @@ def draws_owner(identity: str, number: int) -> str:
 @dataclass
 class Stages:
     """Runs stages or finds their results. `wanted` are the stages that may compute, by their names
-    on the command line.
+    on the command line. `before` is told the one of them for which something is to be computed.
     """
 
     store: Store
@@ -61,6 +61,7 @@ class Stages:
     seed: int
     device: str
     checkpoint_minutes: float
+    before: Callable[[str], None] = lambda part: None
 
     def make(
         self,
@@ -87,6 +88,8 @@ class Stages:
                 )
             return found
         if found is None or self.store.makes_anew(stage, key, unit):
+            if part_of is not None:
+                self.before(part_of)
             say(f"{what} ...")
 
         def timed(folder: Path, working: Path) -> Mapping:
@@ -94,7 +97,10 @@ class Stages:
             checkpoint = TimedCheckpoint(working, self.checkpoint_minutes)
             facts = dict(build(folder, checkpoint))
             facts["seconds"] = round(checkpoint.seconds(), 3)
-            return facts | {"peak_memory_bytes": peak_memory_bytes(), "machine": machine()}
+            return facts | {
+                "peak_memory_bytes": peak_memory_bytes(),
+                "machine": machine(self.device),
+            }
 
         return self.store.make(stage, key, unit, timed, inputs=inputs)
 
@@ -129,7 +135,9 @@ class Stages:
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             network = model.load(precision, self.device)
             with bars() as progress:
-                images = sample(network, prompt, settings, self.seed, settings["count"], progress)
+                (images,) = sample(
+                    network, [prompt], settings, self.seed, settings["count"], progress, checkpoint
+                )
             for k, image in enumerate(images):
                 write_png(folder / f"{k:04}.png", image)
             return {}
@@ -291,22 +299,16 @@ class Stages:
             network = model.load(precision, self.device)
             if victim:
                 customizer.load(network, victim.path)
-            files: dict[str, list[str]] = {}
+            prompts, count = settings["prompts"], settings["images_per_prompt"]
             with bars() as progress:
-                for k, prompt in enumerate(settings["prompts"]):
-                    subfolder = f"{k:02}-{slug(prompt)}"
-                    (folder / subfolder).mkdir()
-                    images = sample(
-                        network,
-                        prompt,
-                        settings,
-                        self.seed,
-                        settings["images_per_prompt"],
-                        progress,
-                    )
-                    files[prompt] = [f"{subfolder}/{i:03}.png" for i in range(len(images))]
-                    for file, image in zip(files[prompt], images, strict=True):
-                        write_png(folder / file, image)
+                drawn = sample(network, prompts, settings, self.seed, count, progress, checkpoint)
+            files: dict[str, list[str]] = {}
+            for k, (prompt, images) in enumerate(zip(prompts, drawn, strict=True)):
+                subfolder = f"{k:02}-{slug(prompt)}"
+                (folder / subfolder).mkdir()
+                files[prompt] = [f"{subfolder}/{i:03}.png" for i in range(count)]
+                for file, image in zip(files[prompt], images, strict=True):
+                    write_png(folder / file, image)
             return {"prompts": files}
 
         what = (

@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/tiny_check"))
     settings = parser.parse_args()
     model = model_files.load(str(model_files.local_folder(settings.model)))
-    size = model.latent_shape[-1] * 2 ** (len(model.vae.config.block_out_channels) - 1)
+    size = model.image_size
     portraits = render([person(k) for k in PEOPLE], [shot(k, 0) for k in PEOPLE], size)
     embeddings = Embeddings()
     figures = autoencoder_figures(model, portraits, embeddings)

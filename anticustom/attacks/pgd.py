@@ -107,6 +107,8 @@ class PGD:
             with ExitStack() as attackable:
                 for member in members:
                     member.surrogate.keep = save
+                    # which holds the member in turn: with it, the model would outlive the attack
+                    attackable.callback(setattr, member.surrogate, "keep", lambda: None)
                     attackable.enter_context(
                         schedule.attackable(member.surrogate, iteration, inputs.progress)
                     )

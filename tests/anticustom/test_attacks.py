@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -61,6 +63,32 @@ def test_only_the_photos_require_gradients_in_the_perturbation_loop(preset, inpu
     assert trained[0] == {True}
     assert all(p.grad is None for p in parameters(inputs.surrogates[0].model))
     assert not inputs.photos.requires_grad
+
+
+def test_gradient_checkpointing_changes_no_photo(preset, inputs_for):
+    attack = preset("simac")
+    protected = []
+    for checkpointing in (False, True):
+        inputs = inputs_for(attack)
+        if checkpointing:
+            inputs.surrogates[0].model.checkpoint_gradients()
+        protected.append(attack(inputs))
+    assert torch.equal(*protected)
+
+
+@pytest.mark.parametrize("name", ["fsmg", "aspl_lora", "simac"])
+def test_models_do_not_outlive_the_attack(preset, inputs_for, name):
+    """Else the memory of a GPU would be theirs until Python looks for what holds itself."""
+    attack = preset(name)
+    inputs = inputs_for(attack)
+    unet = weakref.ref(inputs.surrogates[0].model.unet)
+    gc.disable()
+    try:
+        attack(inputs)
+        del inputs
+        assert unet() is None
+    finally:
+        gc.enable()
 
 
 def test_the_steps_are_sign_steps_up_the_loss(model, inputs_for):

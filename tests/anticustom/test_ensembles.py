@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from anticustom.attacks.inputs import SurrogateInputs
-from anticustom.draws import SeededDraws
+from anticustom.draws import SeededDraws, draw_batches
 from anticustom.ensembles import JointLoss, MeanImage
+from anticustom.timestep_policies import image_gradient_and_loss
 
 SHORT = (
     "attack.steps=2",
@@ -27,8 +28,9 @@ def two(new_model, class_images):
     def make() -> list[SurrogateInputs]:
         other = new_model()
         with torch.no_grad():
-            for parameter in other.unet.parameters():
-                parameter.mul_(1.1)
+            for network in (other.unet, other.vae):
+                for parameter in network.parameters():
+                    parameter.mul_(1.1)
         return [
             SurrogateInputs(model, SeededDraws(0, owner, (4, 8, 8)), lambda: class_images)
             for model, owner in ((new_model(), "ann"), (other, "ann other"))
@@ -86,25 +88,47 @@ def test_a_released_ensemble_stays_within_its_radius(configured, inputs_for, two
     assert asked == ([0] if name == "e_aspl_released" else [0, 1])
 
 
-def test_the_joint_loss_is_the_sum_of_both(configured, inputs_for, two):
-    """One step moves by the sign of the sum of the gradients, found by hand."""
-    from anticustom.draws import draw_batches
-    from anticustom.timestep_policies import image_gradient_and_loss
+class Owned:
+    """Allows each surrogate timesteps of its own."""
 
-    attack = configured("attack", "attack=advdm", "attack.steps=1")
+    def allowed(self, model, images, names, prompt, draws, **more):
+        first = draws.identity == "ann"
+        return [model.timesteps[:300] if first else model.timesteps[700:]] * len(names)
+
+
+@pytest.mark.parametrize("words", [["attack=advdm"], ["attack=simac_advdm", "loss.weight=1e5"]])
+def test_the_joint_loss_is_the_sum_of_both(configured, inputs_for, two, words):
+    """Each step moves by the sign of the sum of the gradients, found by hand; the features are
+    those of the same photos in each surrogate.
+    """
+    attack = configured("attack", *words, "attack.steps=2")
+    attack = replace(attack, timestep_policy=Owned())
     inputs = inputs_for(attack, surrogates=two())
-    gradients = []
+    objectives, drawn = [], []
     for one in inputs.surrogates:
-        objective = attack.loss.bind(one.model, prompt=attack.instance_prompt)
-        (draw,) = draw_batches(
-            one.draws, "0 perturb", inputs.names, 1, [one.model.timesteps] * len(inputs.names)
+        with torch.no_grad():
+            clean = one.model.posterior(inputs.photos)
+        objectives.append(
+            attack.loss.bind(
+                one.model,
+                prompt=attack.instance_prompt,
+                clean=lambda clean=clean: clean,
+                start=None,
+            )
         )
-        gradients.append(image_gradient_and_loss(objective, inputs.photos, draw)[0])
-    moved = inputs.photos + attack.step_size / 255 * sum(gradients).sign()
-    expected = moved.clamp(0, 1)
+        allowed = attack.timestep_policy.allowed(one.model, None, inputs.names, None, one.draws)
+        drawn.append(draw_batches(one.draws, "0 perturb", inputs.names, 2, allowed))
+    expected = alone = inputs.photos
+    for draws in zip(*drawn, strict=True):
+        gradients = [
+            image_gradient_and_loss(objective, expected, draw)[0]
+            for objective, draw in zip(objectives, draws, strict=True)
+        ]
+        expected = (expected + attack.step_size / 255 * sum(gradients).sign()).clamp(0, 1)
+        own = image_gradient_and_loss(objectives[0], alone, draws[0])[0]
+        alone = (alone + attack.step_size / 255 * own.sign()).clamp(0, 1)
     protected = attack(inputs_for(attack, surrogates=two()))
     torch.testing.assert_close(protected, expected, atol=1e-6, rtol=0)
-    alone = (inputs.photos + attack.step_size / 255 * gradients[0].sign()).clamp(0, 1)
     assert not torch.allclose(protected, alone, atol=1e-6)
 
 

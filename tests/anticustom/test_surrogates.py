@@ -5,7 +5,7 @@ import torch
 from helpers import PROMPTS, SCHEDULE, Reports, changed, parameters, weights
 
 from anticustom.draws import SeededDraws
-from anticustom.finetuning import FineTuning
+from anticustom.finetuning import FineTuning, Trainer
 from anticustom.progress import silent
 from anticustom.surrogates import Alternating, FittedFirst, start
 
@@ -39,6 +39,20 @@ def test_aspl_puts_the_surrogate_back_after_each_phase(preset, inputs_for, name)
         )
         schedule.follow(surrogate, iteration, inputs.names, inputs.photos, silent)
         assert changed(before, weights(model))
+
+
+def test_aspl_holds_one_copy_of_its_surrogate(preset, inputs_for, monkeypatch):
+    """Weights and moments are the most that a GPU has to hold; what is put back is copied once."""
+    copies, state = [], Trainer.state
+
+    def counted(trainer, *device):
+        copies.append(trainer)
+        return state(trainer, *device)
+
+    monkeypatch.setattr(Trainer, "state", counted)
+    attack = preset("aspl")
+    attack(inputs_for(attack))
+    assert len(copies) == attack.surrogate_schedule.iterations == 2
 
 
 def test_a_surrogate_may_keep_what_it_learns_of_the_clean_set(preset, inputs_for):

@@ -65,7 +65,9 @@ def test_a_phase_is_printed_as_json_and_fits_the_table(capsys):
     assert benchmark.row(printed)[0] == "customizer step"
 
 
-@pytest.mark.parametrize("words", [["phase=dream"], ["modell=tiny"]])
+@pytest.mark.parametrize(
+    "words", [["phase=dream"], ["modell=tiny"], ["model=/a/folder"], ["device=cuda:1"]]
+)
 def test_a_wrong_word_is_refused(words):
     with pytest.raises(SystemExit, match="expected"):
         benchmark.main(words)

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,6 +84,13 @@ def test_jobs_at_once_take_the_gpus_in_turn(monkeypatch):
     assert {device_of(4), device_of(4, "hydra/launcher=slurm")} == {"cuda:0"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device_of(4, "hydra/launcher=local") == "cpu"
+
+
+@pytest.mark.parametrize("asked", [0, "0", "cuda"])
+def test_a_gpu_may_be_named_in_any_way_that_torch_takes(monkeypatch, asked):
+    named = SimpleNamespace(device=torch.device("cuda:0"))
+    monkeypatch.setattr(torch, "zeros", lambda count, device: named)
+    assert chosen_device(asked) == "cuda:0"
 
 
 def test_jobs_on_one_machine_see_its_gpus_and_have_time():

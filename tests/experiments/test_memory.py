@@ -1,5 +1,7 @@
 """What a run takes of a GPU, counted without one."""
 
+import weakref
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -39,7 +41,7 @@ def fits(sd21):
         for word in words:
             group, _, name = word.partition("=")
             choices |= {group: name} if group in choices else {}
-        check_fits(config, folders, choices, available * GIB)
+        check_fits(config.stages, config, folders, choices, available * GIB)
 
     return check
 
@@ -65,10 +67,21 @@ def test_what_does_not_fit_is_refused_with_a_setting_that_does(fits, available, 
         fits(available, *words)
 
 
-def test_what_an_earlier_job_left_in_the_cache_is_free(monkeypatch):
-    cached = [30]
+def test_what_an_earlier_job_left_is_free(monkeypatch):
+    """In the cache, or in objects that hold each other."""
+
+    class Left:
+        def __init__(self):
+            self.itself = self
+
+    left, cached = weakref.ref(Left()), [30]
     monkeypatch.setattr(torch.cuda, "empty_cache", cached.clear)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (39 - sum(cached), 40))
+
+    def info(device: str) -> tuple[int, int]:
+        return 39 - sum(cached) - (5 if left() else 0), 40
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", info)
+    assert info("cuda:0")[0] == 4
     assert free_bytes("cuda:0") == 39
     assert free_bytes("cpu") is None
 

@@ -111,3 +111,21 @@ def test_models_of_other_parts_are_refused(random_sd, tmp_path, changed, named):
     index.write_text(json.dumps({part: kind for part, kind in known.items() if kind}))
     with pytest.raises(ModelMissing, match=rf"cannot be attacked here \({named}\): name a Stable"):
         Model("sd", str(tmp_path / "model"), None).folder  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "named"),
+    [
+        ("unet/config.json", {"in_channels": 9}, "unet of 9 channels"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "class embeddings"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "sample"),
+    ],
+)
+def test_models_of_something_else_than_latents_are_refused(
+    random_sd, tmp_path, file, changed, named
+):
+    shutil.copytree(random_sd, tmp_path / "model")
+    config = tmp_path / "model" / file
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    with pytest.raises(ModelMissing, match=rf"cannot be attacked here \({named}\)"):
+        Model("sd", str(tmp_path / "model"), None).folder  # noqa: B018

@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from runs import artifacts, pipeline_of, pixels, protected, snapshot
+
+from experiments.settings import Refused
 
 # what readers of records rely on
 SURFACE = {
@@ -223,3 +226,29 @@ def test_an_ensemble_of_other_sizes_is_refused(command, miniature, tmp_path):
     )
     assert ended.status == 1
     assert "attack.others.second for 128 px" in ended.err
+
+
+def test_what_does_not_fit_a_gpu_is_refused_unless_it_is_done(miniature, tmp_path, monkeypatch):
+    free = [None]
+    monkeypatch.setattr("experiments.pipeline.free_bytes", lambda device: free[0])
+
+    def run(stages: str, *more: str) -> None:
+        words = ["attack=advdm", "attack.steps=1", "tracker=none", f"output_dir={tmp_path}"]
+        pipeline_of(*miniature, *words, f"stages={stages}", *more).run()
+
+    def refused(what: str, *words: str) -> None:
+        free[0] = 1.0
+        with pytest.raises(Refused, match=f"{what} takes"):
+            run(*words)
+        free[0] = None
+
+    both = "[protect,customize]"
+    refused("attack=advdm", both)
+    assert not artifacts(tmp_path, "protect")
+    run("[protect]")
+    refused("customizer=dreambooth", both)
+    assert not artifacts(tmp_path, "class_images")
+    run(both)
+    refused("customizer=lora", both, "customizer=lora")
+    free[0] = 1.0
+    run(both)  # all is there

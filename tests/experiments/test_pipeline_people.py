@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -97,10 +98,15 @@ def test_a_shard_without_identities_says_so_and_is_no_failure(command, miniature
 def test_what_fails_with_one_identity_is_said_and_the_others_go_on(
     miniature, tmp_path, monkeypatch, capsys
 ):
-    ran = []
+    ran, models = [], []
+
+    class Model:
+        pass
 
     def identity_of(pipeline, identity, scores):
+        model = Model()
         ran.append(identity.name)
+        models.append(weakref.ref(model))
         if identity.name == "1":
             raise FloatingPointError("the loss is not finite")
         return tmp_path / f"{identity.name}.json"
@@ -113,6 +119,7 @@ def test_what_fails_with_one_identity_is_said_and_the_others_go_on(
         pipeline_of(*words, "dataset.identities=[0,1,2]").run()
     assert failure.value.paths == [tmp_path / "0.json", tmp_path / "2.json"]
     assert ran == ["0", "1", "2"]
+    assert not any(model() for model in models)  # the next person needs their memory
     assert "error: 1: the loss is not finite; going on with the others" in capsys.readouterr().out
     with pytest.raises(FloatingPointError):
         pipeline_of(*words, "dataset.identities=[1]").run()

@@ -51,11 +51,18 @@ def test_git_state_is_commit_and_dirt(tmp_path, monkeypatch):
 
 
 def test_machine_says_what_computed_and_not_where():
-    facts = machine()
+    facts = machine("cpu")
     assert facts["cores"] >= 1
     assert facts["torch_threads"] == torch.get_num_threads()
-    assert (facts["gpu"] is None) == (not torch.cuda.is_available())
+    assert facts["gpu"] is None
     assert platform.node() not in facts.values()
+
+
+def test_a_gpu_computed_only_where_it_was_asked_to(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device}")
+    assert machine("cuda:1")["gpu"] == "card cuda:1"
+    assert machine("cpu")["gpu"] is None
 
 
 def test_peak_memory_is_a_high_water_mark():
@@ -129,6 +136,6 @@ def test_what_computes_is_told_apart_where_machines_have_one_name():
     assert named() == "Some Processor"
     assert named(cpu_kind="family 6 model 1 AVX2") == "Some Processor, family 6 model 1 AVX2"
     assert named(cpu_kind="family 6 model 1 AVX2", gpu="Some Card") == "Some Card"
-    own = machine()
+    own = machine("cpu")
     assert torch.backends.cpu.get_cpu_capability() in own["cpu_kind"]
     assert computed_on(own | {"gpu": None}) == f"{own['cpu']}, {own['cpu_kind']}"
