@@ -7,6 +7,7 @@ from statistics import fmean
 import numpy as np
 
 CONFIDENCE = 0.95
+BLOCK = 128  # samples that are resampled together: with 200 resamples at a time, what a cache holds
 EXACT = 50  # pairs up to which a signed-rank test is exact, as scipy's is without ties
 
 
@@ -43,13 +44,14 @@ def estimates(samples: Sequence[Sequence[float | None]], *, seed: int = 0) -> li
     found = [_without_interval(values) for values in present]
     sizes = {len(values) for values, done in zip(present, found, strict=True) if not done}
     for n in sorted(sizes):
-        rows = [i for i, done in enumerate(found) if not done and len(present[i]) == n]
-        intervals = _bootstrap(np.array([present[i] for i in rows]), seed)
-        for i, *ends in zip(rows, *intervals, strict=True):
-            mean = fmean(present[i])
-            # BCa has no end where nearly all resamples are equal
-            low, high = (float(end) if np.isfinite(end) else mean for end in ends)
-            found[i] = Estimate(mean=mean, low=low, high=high, n=n)
+        every = [i for i, done in enumerate(found) if not done and len(present[i]) == n]
+        for rows in (every[k : k + BLOCK] for k in range(0, len(every), BLOCK)):
+            intervals = _bootstrap(np.array([present[i] for i in rows]), seed)
+            for i, *ends in zip(rows, *intervals, strict=True):
+                mean = fmean(present[i])
+                # BCa has no end where nearly all resamples are equal
+                low, high = (float(end) if np.isfinite(end) else mean for end in ends)
+                found[i] = Estimate(mean=mean, low=low, high=high, n=n)
     return found
 
 
@@ -74,7 +76,7 @@ def _bootstrap(samples: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         axis=-1,
         confidence_level=CONFIDENCE,
         method="BCa",
-        batch=200,  # resamples at a time: bounds the memory that many samples take
+        batch=200,
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return interval.low, interval.high

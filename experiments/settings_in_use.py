@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anticustom.attacks.controls import folder_of
 from experiments.provenance import digest_of_file, digest_of_folder
 
 # options that came after the first records, with the value at which they change nothing
@@ -56,6 +55,10 @@ def effective(settings: Mapping[str, Any], identity: str) -> dict[str, Any]:
     """
     deciding = in_use(settings)
     if "root" in deciding:
+        from anticustom.attacks.controls import (
+            folder_of,
+        )  # with torch, two seconds that tables can do without
+
         deciding["root"] = digest_of_folder(folder_of(Path(deciding["root"]), identity))
     loss = deciding.get("loss", {})
     if loss.get("target"):
