@@ -7,14 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from experiments.records import STAGES
 from experiments.settings_in_use import in_use, is_option
 
 OWN = "this project"
 AS_ASSUMED = "as_assumed"
-# what made and scored records that do not say so: they came before it was recorded
-STAGES = {"photos": 1, "class_images": 1, "protect": 2, "countermeasure": 1} | {
-    **dict.fromkeys(("customize", "gallery", "eval"), 1)
-}
+# what scored records that do not say so: they came before it was recorded
 SCORERS = {
     "sface.safetensors": "a20bb424ccb61f1a22253576a6bc8a3ce2ac9505d9360ee75500be4f9c61be26",
     "brisque_live.safetensors": "d261b629a15ce350884b23e097ac16489eb093cd4e2981cc4cce09ab8675d055",

@@ -92,10 +92,10 @@ REQUIRED = {
         "images": "rows",
     },
 }
-# in newer records: the version of each stage's numbers
-STAGES = dict.fromkeys(
-    ("photos", "class_images", "protect", "countermeasure", "customize", "gallery", "eval"), "count"
-)
+# the versions of the stages' numbers in records that do not say so: they came before
+STAGES = {"photos": 1, "class_images": 1, "protect": 2, "countermeasure": 1} | {
+    **dict.fromkeys(("customize", "gallery", "eval"), 1)
+}
 PROCESSORS = dict.fromkeys(("protect", "protected", "unprotected"), "name")  # in newer records
 # A record of scores that others measured, marked by the key `imported`. It has any of the scores.
 IMPORTED = {
@@ -202,7 +202,7 @@ def check(record: object, path: Path) -> None:
         _check_rows(of_photos["images"], PERCEPTIBILITY, path, "perceptibility.images")
         _check_given(record, {"processors": "mapping", "stages": "mapping"}, path, "")
         if stages := record.get("stages"):
-            _check_keys(stages, STAGES, path, "stages.")
+            _check_keys(stages, dict.fromkeys(STAGES, "count"), path, "stages.")
         if processors := record.get("processors"):
             _check_keys(processors, PROCESSORS, path, "processors.")
 

@@ -110,7 +110,7 @@ def test_models_of_other_parts_are_refused(random_sd, tmp_path, changed, named):
     known = json.loads(index.read_text()) | changed
     index.write_text(json.dumps({part: kind for part, kind in known.items() if kind}))
     with pytest.raises(ModelMissing, match=rf"cannot be attacked here \({named}\): name a Stable"):
-        Model("sd", str(tmp_path / "model"), None).folder  # noqa: B018
+        Model("sd", str(tmp_path / "model"), None).load("float32", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_models_of_something_else_than_latents_are_refused(
     config = tmp_path / "model" / file
     config.write_text(json.dumps(json.loads(config.read_text()) | changed))
     with pytest.raises(ModelMissing, match=rf"cannot be attacked here \({named}\)"):
-        Model("sd", str(tmp_path / "model"), None).folder  # noqa: B018
+        Model("sd", str(tmp_path / "model"), None).load("float32", "cpu")
