@@ -106,6 +106,7 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
     from tabulate import tabulate
 
     from eval.statistics import estimate
+    from experiments.samples import natural
     from experiments.tables import estimated, heading
 
     overrides = [dict(word.split("=", 1) for word in words if "=" in word) for words, _ in jobs]
@@ -114,6 +115,8 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
     first = jobs[0][1]
     rows = []
     for one, (_, records) in zip(overrides, jobs, strict=True):
+        # resamples are by place: in this order shards have the intervals of one job
+        records = sorted(records, key=lambda record: natural(str(record["identity"])))
         cells = [
             estimated(estimate([r["scores"][arm].get(key) for r in records]), key, records)
             for arm, key in COLUMNS

@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from experiments.sweep_table import SweepTable, note_failure, sweep_table
 
 
-def record(retention, fdfr=0.0):
+def record(retention, fdfr=0.0, identity="0"):
     scores = {"identity_retention": retention, "ism": 0.5, "ism_failures_as_0": 0.5 * (1 - fdfr)}
     protected = scores | {"fdfr": fdfr, "brisque": 20.0}
     arms = {"protected": protected, "unprotected": protected | {"identity_retention": 0.8}}
-    return {"scorer": {"backbone": "sface"}, "scores": arms}
+    return {"identity": identity, "scorer": {"backbone": "sface"}, "scores": arms}
 
 
 def rows(jobs):
@@ -43,6 +43,12 @@ def test_what_only_some_jobs_set_is_a_column_too():
     assert heading[:2] == ["attack.eps", "identities"]
     assert first[0] == "1"
     assert second[:2] == ["4", "1"]
+
+
+def test_the_order_of_shards_changes_no_interval():
+    people = [record(0.1 + 0.03 * i**2, identity=str(i)) for i in range(7, 12)]
+    whole, shards = (rows([(["seed=1"], of)]) for of in (people, people[::2] + people[1::2]))
+    assert shards == whole
 
 
 def ended(folder, number, records, failure=None):
