@@ -40,19 +40,19 @@ def estimate(values: Sequence[float | None], *, seed: int = 0) -> Estimate:
 
 def estimates(samples: Sequence[Sequence[float | None]], *, seed: int = 0) -> list[Estimate]:
     """Return the `estimate` of every sample; together they take a fraction of the time."""
-    present = [[float(value) for value in values if value is not None] for values in samples]
-    found = [_without_interval(values) for values in present]
-    sizes = {len(values) for values, done in zip(present, found, strict=True) if not done}
-    for n in sorted(sizes):
-        every = [i for i, done in enumerate(found) if not done and len(present[i]) == n]
+    present = [tuple(float(value) for value in values if value is not None) for values in samples]
+    # equal samples, as of an unprotected victim beside many methods, are resampled once
+    found = {values: _without_interval(values) for values in dict.fromkeys(present)}
+    resampled = [values for values, done in found.items() if not done]
+    for n in sorted({len(values) for values in resampled}):
+        every = [values for values in resampled if len(values) == n]
         for rows in (every[k : k + BLOCK] for k in range(0, len(every), BLOCK)):
-            intervals = _bootstrap(np.array([present[i] for i in rows]), seed)
-            for i, *ends in zip(rows, *intervals, strict=True):
-                mean = fmean(present[i])
+            for values, *ends in zip(rows, *_bootstrap(np.array(rows), seed), strict=True):
+                mean = fmean(values)
                 # BCa has no end where nearly all resamples are equal
                 low, high = (float(end) if np.isfinite(end) else mean for end in ends)
-                found[i] = Estimate(mean=mean, low=low, high=high, n=n)
-    return found
+                found[values] = Estimate(mean=mean, low=low, high=high, n=n)
+    return [found[values] for values in present]
 
 
 def _without_interval(values: Sequence[float]) -> Estimate | None:

@@ -5,6 +5,7 @@
 
 import argparse
 import csv
+import gc
 import io
 import re
 import sys
@@ -212,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: --records {asked.records}: no such folder; name one that holds records")
     try:
         found, pictures = read(asked.records)
+        gc.freeze()  # the records stay: no collection need go through them
         write(leaderboard(found, pictures), asked.output_dir)
     except (records.RecordError, StandingsError, OSError) as error:
         sys.exit(f"error: {error}")
