@@ -213,7 +213,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: --records {asked.records}: no such folder; name one that holds records")
     try:
         found, pictures = read(asked.records)
-        gc.freeze()  # the records stay: no collection need go through them
         write(leaderboard(found, pictures), asked.output_dir)
     except (records.RecordError, StandingsError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -221,4 +220,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # a short process, which would look for garbage among its records again and again
     main()
