@@ -55,9 +55,8 @@ def effective(settings: Mapping[str, Any], identity: str) -> dict[str, Any]:
     """
     deciding = in_use(settings)
     if "root" in deciding:
-        from anticustom.attacks.controls import (
-            folder_of,
-        )  # with torch, two seconds that tables can do without
+        # with it comes torch: two seconds that tables can do without
+        from anticustom.attacks.controls import folder_of
 
         deciding["root"] = digest_of_folder(folder_of(Path(deciding["root"]), identity))
     loss = deciding.get("loss", {})

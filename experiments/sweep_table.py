@@ -116,7 +116,7 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
     rows = []
     for one, (_, records) in zip(overrides, jobs, strict=True):
         # resamples are by place: in this order shards have the intervals of one job
-        records = sorted(records, key=lambda record: natural(str(record["identity"])))
+        records = sorted(records, key=lambda record: natural(record["identity"]))
         cells = [
             estimated(estimate([r["scores"][arm].get(key) for r in records]), key, records)
             for arm, key in COLUMNS

@@ -1,4 +1,4 @@
-"""Stand-ins and comparisons that several tests of methods share."""
+"""Stand-ins and comparisons that several tests share."""
 
 import json
 
@@ -100,3 +100,8 @@ def frozen(**changed) -> PGD:
         "surrogate_schedule": Frozen(),
     }
     return PGD(**settings | PROMPTS | changed)
+
+
+def by_method(rows):
+    """Rows of the leaderboard by the names of their methods."""
+    return {row.configuration.method: row for row in rows}

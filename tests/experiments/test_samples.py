@@ -1,12 +1,9 @@
 import pytest
+from helpers import by_method
 
 from eval.statistics import paired_comparison
 from experiments.samples import usual_people
 from experiments.standings import standings
-
-
-def by_method(rows):
-    return {row.configuration.method: row for row in rows}
 
 
 def test_rows_on_other_people_come_last_and_have_no_rank(benchmark_of):

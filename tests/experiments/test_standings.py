@@ -4,13 +4,10 @@ import random
 import time
 
 import pytest
+from helpers import by_method
 
 from eval.statistics import estimate, paired_comparison
 from experiments.standings import StandingsError, standings
-
-
-def by_method(rows):
-    return {row.configuration.method: row for row in rows}
 
 
 def retentions(records, method):
