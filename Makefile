@@ -32,28 +32,28 @@ lint: setup  ## Check style, formatting and the direction of imports
 	$(BIN)/lint-imports
 
 tiny: setup  ## Train the embedded model from nothing (hours on two cores; goes on where it was stopped)
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m experiments.train_tiny
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m experiments.embedded.train
 
 tiny-b: setup  ## Train the second, narrower embedded model from nothing
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m experiments.train_tiny --model tiny_b
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m experiments.embedded.train --model tiny_b
 
 tiny-check: setup  ## Measure the embedded model on its own
-	$(BIN)/python -m experiments.tiny_check
+	$(BIN)/python -m experiments.embedded.model_check
 
 embedded-check: setup  ## Protect and customize twelve embedded people at three budgets (hours; resumable)
-	$(BIN)/python -m experiments.embedded_check
+	$(BIN)/python -m experiments.embedded.world_check
 
-publish: setup  ## Copy records into experiments/records (RECORDS=outputs/records: files, folders, output_dirs)
-	$(BIN)/python -m experiments.publish $(RECORDS)
+publish: setup  ## Copy records into experiments/results/records (RECORDS=outputs/records: files, folders, output_dirs)
+	$(BIN)/python -m experiments.leaderboard.publish $(RECORDS)
 
-leaderboard: setup  ## Make experiments/leaderboard from the committed records
+leaderboard: setup  ## Make experiments/results/leaderboard from the committed records
 	$(BIN)/python -m experiments.leaderboard
 
 reproduce: setup  ## Run again what the committed records came from, and say which numbers moved (a day on two cores; resumable)
-	$(BIN)/python -m experiments.reproduce
+	$(BIN)/python -m experiments.leaderboard.reproduce
 
 bench: setup  ## Measure the speed and memory of every phase
-	$(BIN)/python -m experiments.benchmark
+	$(BIN)/python -m experiments.benchmarks.speed
 
 clean:  ## Remove what runs wrote (outputs/)
 	rm -rf outputs

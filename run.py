@@ -14,7 +14,7 @@ def main(config: DictConfig) -> list[Path] | None:
     from experiments.terminal import quiet_libraries
 
     quiet_libraries()
-    from experiments.job import run
+    from experiments.run.main import run
 
     return run(config)
 

@@ -81,3 +81,8 @@ def draw_batches(
         Draw(*(torch.stack([getattr(row, field)[k] for row in rows]) for field in fields))
         for k in range(count)
     ]
+
+
+def draws_owner(identity: str, number: int) -> str:
+    """Return the name under which the surrogate with this number draws against an identity."""
+    return f"{identity} surrogate {number}" if number else identity

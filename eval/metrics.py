@@ -1,37 +1,53 @@
 """What each score means: data for whoever shows, ranks or plots them."""
 
 # `direction` is what the protector wants. A range may be open on one side (None). Scores whose
-# `backbone` is true depend on the recognizer and are comparable within one only.
+# `backbone` is true depend on the recognizer and are comparable within one only. Scores that tables
+# show have a `heading`; their cells hold `factor` times the score in `format`.
 METRICS = {
     "ism": {
         "direction": "lower",
         "range": (-1.0, 1.0),
         "backbone": True,
         "description": "Identity score matching: mean cosine to the person, over detected faces",
+        "heading": "ISM",
+        "factor": 1,
+        "format": ".3f",
     },
     "ism_failures_as_0": {
         "direction": "lower",
         "range": (-1.0, 1.0),
         "backbone": True,
         "description": "ISM over all images, those without a face counting as 0",
+        "heading": "failures as 0",
+        "factor": 1,
+        "format": ".3f",
     },
     "fdfr": {
         "direction": "higher",
         "range": (0.0, 1.0),
         "backbone": False,
         "description": "Face detection failure rate: share of images without a face",
+        "heading": "FDFR %",
+        "factor": 100,
+        "format": ".1f",
     },
     "brisque": {
         "direction": "higher",
         "range": (None, None),
         "backbone": False,
         "description": "BRISQUE, LIVE model, full size: nominally 0 (natural) to 100 (broken)",
+        "heading": "BRISQUE",
+        "factor": 1,
+        "format": ".1f",
     },
     "ser_fiq": {
         "direction": "lower",
         "range": (0.0, 1.0),
         "backbone": True,
         "description": "SER-FIQ face quality, scaled for the backbone, over detected faces",
+        "heading": "SER-FIQ",
+        "factor": 1,
+        "format": ".3f",
     },
     "ser_fiq_failures_as_0": {
         "direction": "lower",
@@ -50,6 +66,9 @@ METRICS = {
         "range": (None, None),
         "backbone": True,
         "description": "0: the gallery looks like strangers, 1: like the person's unseen photos",
+        "heading": "retention",
+        "factor": 1,
+        "format": ".2f",
     },
     "linf": {
         "direction": "lower",
@@ -62,12 +81,18 @@ METRICS = {
         "range": (0.0, None),
         "backbone": False,
         "description": "Peak signal-to-noise ratio of the protected photos in dB",
+        "heading": "PSNR",
+        "factor": 1,
+        "format": ".1f",
     },
     "ssim": {
         "direction": "higher",
         "range": (0.0, 1.0),
         "backbone": False,
         "description": "Structural similarity of protected and clean photos, on luminance",
+        "heading": "SSIM",
+        "factor": 1,
+        "format": ".3f",
     },
     "lpips": {
         "direction": "lower",

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.composing import CONF
+from experiments.setup.composing import CONF
 
 OPTIONS = sorted(
     (file.parent.relative_to(CONF).as_posix(), file.stem)

@@ -35,7 +35,7 @@ def random_sd(tmp_path_factory) -> Path:
     )
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from experiments.tiny_model import MAX_LENGTH, make_tokenizer
+    from experiments.embedded.architecture import MAX_LENGTH, make_tokenizer
 
     tokenizer = make_tokenizer([])
     small = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}

@@ -9,8 +9,8 @@ import numpy as np
 from omegaconf import OmegaConf, open_dict
 from PIL import Image
 
-from experiments.composing import composed
-from experiments.pipeline import Pipeline
+from experiments.run.pipeline import Pipeline
+from experiments.setup.composing import composed
 
 RUN = Path(__file__).parents[1] / "run.py"
 SIMAC = [

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.composing import composed
+from experiments.setup.composing import composed
 
 # what the command line must say besides the option itself
 NEEDED = {

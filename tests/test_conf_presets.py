@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.composing import composed
+from experiments.setup.composing import composed
 
 TRAINING = "surrogate_schedule.training"
 

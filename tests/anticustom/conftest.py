@@ -20,7 +20,7 @@ from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
 from anticustom.images import from_8bit
 from anticustom.progress import NoCheckpoint, silent
-from experiments.composing import composed
+from experiments.setup.composing import composed
 
 DRAWS = SeededDraws(0, "ann", (4, 8, 8))
 

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 
 from anticustom import losses
 from anticustom.images import quantize_within
-from experiments.composing import CONF, composed
+from experiments.setup.composing import CONF, composed
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_an_attack.md"
 SHORT = "attack.steps=2"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.settings import KARRAS_SAMPLERS, SAMPLERS
+from experiments.setup.settings import KARRAS_SAMPLERS, SAMPLERS
 
 
 def sampled(model, scheduler: str, **options) -> torch.Tensor:

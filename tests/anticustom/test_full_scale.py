@@ -21,7 +21,7 @@ from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
 from anticustom.losses import recorded_features
 from anticustom.model_files import image_size
 from anticustom.timestep_policies import image_gradient_and_loss
-from experiments.tiny_model import make_tokenizer
+from experiments.embedded.architecture import make_tokenizer
 
 PROMPT = "a photo of sks person"
 NAMES = ("a.png", "b.png")

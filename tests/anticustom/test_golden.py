@@ -18,7 +18,7 @@ from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.draws import Draw
 from anticustom.images import read_png, write_png
 from anticustom.surrogates import start
-from experiments.composing import composed
+from experiments.setup.composing import composed
 
 LEVELS = 127.5  # grey levels per unit of the recordings' [-1, 1] scale
 

@@ -32,7 +32,7 @@ def main() -> None:
     import peft  # noqa: F401
     import pyiqa  # noqa: F401
 
-    import experiments.pipeline  # noqa: F401
+    import experiments.run.pipeline  # noqa: F401
 
     print("ready", flush=True)
     for line in sys.stdin:
@@ -104,7 +104,7 @@ def killer(number: int):
 
 
 def note_resumption(journal: Path) -> None:
-    from experiments.checkpoints import TimedCheckpoint
+    from experiments.store.checkpoints import TimedCheckpoint
 
     load = TimedCheckpoint.load
 

@@ -1,0 +1,1 @@
+"""What it looks like: figures of timesteps, features, losses, cost."""

@@ -1,0 +1,1 @@
+"""How fast: the time and memory of every phase."""

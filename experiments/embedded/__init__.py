@@ -1,0 +1,1 @@
+"""The tiny world: how its models are trained and checked."""

@@ -1,0 +1,1 @@
+"""Who wins: records as tables, tests, figures and a page."""

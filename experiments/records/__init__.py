@@ -1,0 +1,1 @@
+"""What was scored: records and the names of their rows."""

@@ -1,0 +1,1 @@
+"""One run: protect, customize, evaluate."""

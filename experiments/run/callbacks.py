@@ -1,0 +1,142 @@
+"""What runs before the first file of a run, and what ends a sweep."""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from experiments.store.disk import StoreError, atomic_write, check_writable
+
+FAILURE, OUTCOME = "error.txt", "job.json"  # what a job leaves in its folder
+SHARD = "dataset.shard="
+KEYS = ("identity_retention", "ism", "ism_failures_as_0", "fdfr", "brisque")
+COLUMNS = [("unprotected", KEYS[0]), *(("protected", key) for key in KEYS)]
+
+
+class WritableOutputDir(Callback):
+    """Ends the process in one line when `output_dir` cannot be written: Hydra itself, whose logs
+    are the first files there, would show a traceback.
+    """
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check_writable(Path(config.output_dir))
+        except StoreError as error:
+            sys.exit(f"error: {error}")
+
+    on_multirun_start = on_run_start
+
+
+class SweepTable(Callback):
+    """Collects what the jobs of a sweep came to, prints their protected victims' scores, and ends
+    with 1 if some failed.
+
+    Each job leaves its outcome in its folder, for a launcher may send it to another process. Of
+    jobs that came to the same records only the first is shown; shards of one job are one row.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        for file in _outcomes(config):  # of an earlier sweep in the same folder
+            file.unlink()
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if (
+            job_return.status is not JobStatus.COMPLETED
+            or config.hydra.mode is not RunMode.MULTIRUN
+        ):
+            return
+        folder, paths = Path(config.hydra.runtime.output_dir), job_return.return_value
+        failure = folder / FAILURE
+        outcome = {
+            "number": config.hydra.job.num,
+            "overrides": job_return.overrides,
+            "records": [str(Path(path).absolute()) for path in paths],
+            "failure": failure.read_text() if failure.exists() else None,
+        }
+        _write(folder / OUTCOME, json.dumps(outcome, indent=1))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        outcomes = [json.loads(file.read_text()) for file in _outcomes(config)]
+        outcomes.sort(key=lambda outcome: outcome["number"])
+        _print_table(outcomes)
+        failed = [outcome for outcome in outcomes if outcome["failure"]]
+        for outcome in failed:
+            print(f"error: {' '.join(outcome['overrides'])}: {outcome['failure']}")
+        if failed:
+            jobs = "; ".join(" ".join(outcome["overrides"]) for outcome in failed)
+            sys.exit(
+                f"error: jobs failed, for the reasons above: {jobs}. Run the sweep again for them"
+            )
+
+
+def note_failure(folder: Path, reason: str) -> None:
+    """Leave in a job's folder why it failed, for the end of its sweep."""
+    _write(folder / FAILURE, reason)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        atomic_write(file, text)
+    except OSError as error:  # no job of the sweep could write there
+        sys.exit(f"error: cannot write {file} ({error.strerror}): choose another output_dir")
+
+
+def _outcomes(config: DictConfig) -> list[Path]:
+    return list(Path(config.hydra.sweep.dir).rglob(OUTCOME))
+
+
+def _print_table(outcomes: Sequence[Mapping]) -> None:
+    from experiments.records import record as records
+
+    shards: dict[tuple[str, ...], list[str]] = {}  # by their records, the overrides
+    for outcome in outcomes:
+        if paths := tuple(outcome["records"]):
+            shards.setdefault(paths, outcome["overrides"])
+    jobs: dict[tuple[str, ...], list[Mapping]] = defaultdict(list)
+    for paths, overrides in shards.items():
+        whole = tuple(word for word in overrides if not word.startswith(SHARD))
+        jobs[whole] += [records.read(Path(path)) for path in paths]
+    if len(shards) > 1:
+        text = f"\n{sweep_table(list(jobs.items()))}\n"
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "replace").decode(encoding))
+
+
+def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
+    """Return a row for each job (its overrides, its records): what was swept, the unprotected
+    victim's retention, and the protected victim's scores, means over identities with their 95 %
+    intervals.
+    """
+    from tabulate import tabulate
+
+    from eval.statistics import estimate
+    from experiments.records.record import natural
+    from experiments.run.table import estimated, heading
+
+    overrides = [dict(word.split("=", 1) for word in words if "=" in word) for words, _ in jobs]
+    keys = dict.fromkeys(key for one in overrides for key in one)
+    swept = [key for key in keys if len({one.get(key) for one in overrides}) > 1]
+    first = jobs[0][1]
+    rows = []
+    for one, (_, records) in zip(overrides, jobs, strict=True):
+        # resamples are by place: in this order shards have the intervals of one job
+        records = sorted(records, key=lambda record: natural(record["identity"]))
+        cells = [
+            estimated(estimate([r["scores"][arm].get(key) for r in records]), key, records)
+            for arm, key in COLUMNS
+        ]
+        rows.append([*(one.get(key, "") for key in swept), str(len(records)), *cells])
+    headings = [*swept, "identities", f"unprotected {heading(KEYS[0], first[0])}"]
+    headings += [heading(key, first[0]) for key in KEYS]
+    text = tabulate(rows, headings, disable_numparse=True)
+    return f"{text}\nBut for one column the protected victim's scores; means [95 % interval]."

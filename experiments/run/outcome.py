@@ -1,0 +1,220 @@
+"""What a run leaves of an identity: its record, its picture, its tracked run."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from anticustom.identities import Identity, PhotoSet
+from experiments.records import record as records
+from experiments.records.settings_in_use import effective, in_use
+from experiments.run.overview import Row, draw_overview
+from experiments.run.photo_files import photo_files
+from experiments.run.scores import Scores
+from experiments.run.stages import VERSIONS
+from experiments.run.table import setting
+from experiments.run.tracking import Tracker
+from experiments.store.artifacts import Artifact, key_of, safe_name
+from experiments.store.provenance import computed_on, highest, versions
+from experiments.terminal import say
+
+ARMS = ("unprotected", "protected")
+# what of the configuration decides a record's numbers: nothing of paths, devices and trackers
+DECISIVE = ("attack", "customizer", "gallery", "class_images", "metrics", "seed", "precision")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The artifacts of one identity; `victims` and `galleries` by arm.
+
+    `trained_on` is what the protected victim was trained on: the protected photos, or what clean
+    photos among them and a counter-measure made of them.
+    """
+
+    identity: Identity
+    protected: Artifact
+    trained_on: PhotoSet
+    victims: Mapping[str, Artifact]
+    galleries: Mapping[str, Artifact]
+    strangers: Artifact
+
+    @property
+    def machine(self) -> dict:
+        """The machine that protected the photos, which need not be the one that scores now."""
+        return self.protected.manifest["facts"]["machine"]
+
+    @property
+    def processors(self) -> dict[str, str]:
+        """What protected the photos, and what made the victim of each arm and its gallery."""
+        made = {"protect": [self.protected]}
+        made |= {arm: [self.victims[arm], self.galleries[arm]] for arm in ARMS}
+        machines = {
+            name: [artifact.manifest["facts"].get("machine") for artifact in artifacts]
+            for name, artifacts in made.items()
+        }
+        return {
+            name: " / ".join(dict.fromkeys(computed_on(one) for one in of if one)) or "unknown"
+            for name, of in machines.items()
+        }
+
+    @property
+    def made_with(self) -> dict[str, dict]:
+        """Versions that protected the photos and made the victim of each arm and its gallery,
+        where they are not those of this process.
+        """
+        made = {"protect": self.protected}
+        made |= {f"{arm} victim": self.victims[arm] for arm in ARMS}
+        made |= {f"{arm} gallery": self.galleries[arm] for arm in ARMS}
+        found = {name: artifact.manifest["versions"] for name, artifact in made.items()}
+        return {name: of for name, of in found.items() if of != versions()}
+
+    @property
+    def peak_memory_bytes(self) -> dict:
+        """The most that any of the artifacts took, whatever process made it."""
+        made = [self.protected, *self.victims.values(), *self.galleries.values(), self.strangers]
+        return highest(artifact.manifest["facts"]["peak_memory_bytes"] for artifact in made)
+
+    @property
+    def protected_files(self) -> list[Path]:
+        return photo_files(self.protected.path, self.identity.set_B)
+
+
+def publish(
+    outcome: Outcome, scores: Scores, facts: Mapping, output_dir: Path, tracker: Tracker
+) -> Path:
+    """Write record and overview and track them, each unless it is there; return the record's path.
+
+    `facts` are the record's entries that are known before scoring.
+    """
+    identity = outcome.identity
+    digests = {
+        **facts["digests"],
+        "photos": {letter: getattr(identity, f"set_{letter}").digest for letter in "ABC"},
+        "protected": outcome.protected.digest,
+        "scorer": scores.digests,
+        **{f"gallery_{arm}": outcome.galleries[arm].digest for arm in ARMS},
+    }
+    key = key_of_record(facts, digests)
+    parts = (facts["dataset"], identity.name, facts["attack"], facts["customizer"], key)
+    name = safe_name("_".join(parts))
+    path = output_dir / "records" / f"{name}.json"
+    anew = "eval" in facts["config"]["force"]
+    if anew or not path.exists():
+        record = {**_origin(outcome), **facts, "digests": digests, **_results(outcome, scores)}
+        records.write(record, path.parent, name)
+    record = records.read(path)
+    overview = output_dir / "overviews" / name / "overview.png"
+    if anew or not overview.exists():
+        _draw(overview, record, outcome, scores)
+    where = tracker.track(record, {"overview": overview}, output_dir, key)
+    say(f"overview: {overview}" + (f"   tracked: {where}" if where else ""))
+    return path
+
+
+def key_of_record(facts: Mapping, digests: Mapping) -> str:
+    """Return what tells a record apart from all others: whatever decides its numbers, and the name
+    of its setting.
+    """
+    config = facts["config"]
+    decisive = {name: config[name] for name in DECISIVE}
+    customizer = {k: v for k, v in config["customizer"].items() if k != "base_model"}
+    decisive["customizer"] = in_use(customizer)
+    decisive["attack"] = effective(config["attack"], facts["identity"])
+    if facts["countermeasure"] != "none":
+        decisive["countermeasure"] = {
+            k: v for k, v in config["countermeasure"].items() if k != "model"
+        }
+    inputs = {"digests": digests, "config": decisive, "eval": VERSIONS["eval"]}
+    if facts["adversary"] != "as_assumed":  # which may compose what a command line does too
+        inputs["adversary"] = facts["adversary"]
+    return key_of("record", records.SCHEMA_VERSION, inputs)
+
+
+def command_of(hydra: DictConfig) -> str:
+    """Return the command that runs this job alone, whatever launcher started it in what sweep."""
+    # an experiment's name among the words would make a sweep of it again
+    alone = ["hydra.mode=RUN"] if hydra.runtime.choices.get("experiment") else []
+    return shlex.join(["python", "run.py", *hydra.overrides.task, *alone])
+
+
+def _origin(outcome: Outcome) -> dict:
+    return {
+        "schema_version": records.SCHEMA_VERSION,
+        "command": command_of(HydraConfig.get()),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "stages": VERSIONS,
+        "made_with": outcome.made_with,
+        "machine": outcome.machine,
+        "processors": outcome.processors,
+    }
+
+
+def _results(outcome: Outcome, scores: Scores) -> dict:
+    arms = {arm: scores.gallery(f"the {arm} gallery", outcome.galleries[arm]) for arm in ARMS}
+    retention = scores.retention(outcome.strangers)
+    for scored in arms.values():
+        scored["identity_retention"] = retention(scored)
+    visible = scores.perceptibility(outcome.protected, outcome.protected_files)
+    customized = (outcome.victims["protected"], outcome.galleries["protected"])
+    return {
+        "seconds": {
+            "protect": outcome.protected.manifest["facts"]["seconds"],
+            "customize": sum(made.manifest["facts"]["seconds"] for made in customized),
+            "evaluate": scores.seconds,
+        },
+        "peak_memory_bytes": outcome.peak_memory_bytes,
+        "scorer": scores.metrics,
+        "scores": arms,
+        "perceptibility": visible,
+    }
+
+
+def _draw(path: Path, record: Mapping, outcome: Outcome, scores: Scores) -> None:
+    visible = record["perceptibility"]
+    psnr = "" if visible["psnr"] is None else f", PSNR {visible['psnr']:.1f} dB"
+    attack = f"{record['attack']} at eps {record['eps']:g}"
+    base_model = record["config"]["customizer"]["base_model"]["name"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_overview(
+        path,
+        title=f"{attack} on {record['dataset']} {record['identity']}{setting(record)}",
+        subtitle=f"{record['customizer']} of {base_model}, seed {record['seed']}",
+        photos=Row("Photos", scores.photos["B"]),
+        protected=Row(
+            "Protected", outcome.protected_files, f"largest change {visible['linf']} of 255{psnr}"
+        ),
+        galleries=[
+            Row(
+                f"{arm} victim".capitalize(),
+                outcome.galleries[arm].files,
+                _score_lines(record["scores"][arm]),
+            )
+            for arm in ARMS
+        ],
+        prompts=record["config"]["gallery"]["prompts"],
+        trained_on=_trained_on(record, outcome),
+    )
+
+
+def _trained_on(record: Mapping, outcome: Outcome) -> Row | None:
+    """Return what the adversary trained on where it is not the protected photos themselves."""
+    clean, countermeasure = record["clean_photos"], record["countermeasure"]
+    what = [f"{clean} clean"] if clean else []
+    what += [f"after {countermeasure}"] if countermeasure != "none" else []
+    return Row("Trained on", outcome.trained_on.images, ", ".join(what)) if what else None
+
+
+def _score_lines(scores: Mapping) -> str:
+    ism = "-" if scores["ism"] is None else f"{scores['ism']:.2f}"
+    lines = [
+        f"ISM {ism}, failures as 0 {scores['ism_failures_as_0']:.2f}",
+        f"FDFR {scores['fdfr']:.0%}",
+    ]
+    if scores.get("identity_retention") is not None:
+        lines.append(f"identity retention {scores['identity_retention']:.2f}")
+    return "\n".join(lines)

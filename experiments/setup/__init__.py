@@ -1,0 +1,1 @@
+"""A job, checked: what a configuration names, built and looked at before any work."""

@@ -1,0 +1,1 @@
+"""What is kept: artifacts, checkpoints, and where they came from."""

@@ -1,0 +1,189 @@
+"""The page in a real browser: Debian's chromium, driven by playwright."""
+
+import io
+import shutil
+
+import pytest
+from PIL import Image
+
+from experiments.leaderboard.board import leaderboard
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("there is no chromium to open the page in", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+RETENTION = "identity retention (sface) ↓"
+
+
+@pytest.fixture(scope="module")
+def page_file(benchmark_of, tmp_path_factory):
+    found = benchmark_of({"noise": 0.0, "aspl": 0.3, "simac": 0.1}, eps=(4, 16))
+    lora = benchmark_of({"simac": 0.05}, eps=(4,), customizer="lora")
+    found |= {f"lora_{name}": record for name, record in lora.items()}
+    strip = io.BytesIO()
+    Image.new("RGB", (120, 40), "teal").save(strip, "JPEG")
+    path = tmp_path_factory.mktemp("page") / "index.html"
+    path.write_text(leaderboard(found, {"aspl_4_2": strip.getvalue()})["index.html"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        # no sandbox: root may have none, and the page is our own
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser, page_file):
+    contexts = []
+
+    def opened(**options):
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.asked, page.errors = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("console", lambda message: page.errors.append(message.text))
+        page.goto(page_file.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def shown(page, column="method"):
+    """The texts of a column in the rows that are visible, from the top."""
+    headings = page.locator("thead th").all_inner_texts()
+    k = headings.index(column)
+    return [row.locator("> *").nth(k).inner_text() for row in page.locator("tr.row:visible").all()]
+
+
+def test_sorting_by_any_column_both_ways(open_page):
+    page = open_page()
+    heading = page.get_by_role("columnheader", name=RETENTION)
+    assert heading.get_attribute("aria-sort") == "none"
+    heading.get_by_role("button").click()
+    means = [float(text.split()[0]) for text in shown(page, RETENTION)]
+    assert heading.get_attribute("aria-sort") == "ascending"
+    assert means == sorted(means)
+    heading.get_by_role("button").click()
+    assert heading.get_attribute("aria-sort") == "descending"
+    assert [float(text.split()[0]) for text in shown(page, RETENTION)] == means[::-1]
+
+    page.get_by_role("columnheader", name="eps").get_by_role("button").click()
+    assert heading.get_attribute("aria-sort") == "none"
+    eps = shown(page, "eps")
+    assert eps == ["4"] * 6 + ["16"] * 4  # numbers, not text
+
+    rank = page.get_by_role("columnheader", name="rank").get_by_role("button")
+    for _ in range(2):  # rows without a rank stay last, whichever the direction
+        rank.click()
+        assert all(text.startswith("- (") for text in shown(page, "rank")[-3:])
+    for button in page.locator("thead button").all():
+        button.click()
+    assert not page.errors
+
+
+def test_filters_narrow_the_rows_together(open_page):
+    page = open_page()
+    status = page.locator("output")
+    assert status.inner_text() == "10 of 10 rows"
+    page.get_by_label("Customizer").select_option("lora")
+    assert shown(page) == ["simac", "none"]
+    page.get_by_label("eps").select_option("16")
+    assert (shown(page), status.inner_text()) == ([], "0 of 10 rows")
+    page.get_by_label("Customizer").select_option("dreambooth")
+    assert set(shown(page, "eps")) == {"16"}
+    page.get_by_role("button", name="Show all").click()
+    sync_api.expect(status).to_have_text("10 of 10 rows")
+    page.get_by_label("Data set").select_option("portraits")
+    assert len(shown(page)) == 10
+    setting = page.get_by_label("Setting")
+    setting.select_option("base model tiny, surrogate tiny, as assumed, scored with sface")
+    assert len(shown(page)) == 10
+
+
+def test_a_row_opens_with_the_keyboard(open_page):
+    page = open_page()
+    button = page.locator("button.open").first
+    assert button.inner_text() == "aspl"
+    button.focus()
+    page.keyboard.press("Enter")
+    assert button.get_attribute("aria-expanded") == "true"
+    detail = page.locator("tr.detail:visible")
+    assert detail.count() == 1
+    assert detail.get_attribute("id") == button.get_attribute("aria-controls")
+    picture = detail.get_by_role("img", name="Pictures of identity 2")
+    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [120, 40]
+    assert "python run.py attack=aspl dataset.identities=[2]" in detail.locator("pre").inner_text()
+    page.keyboard.press("Space")
+    assert button.get_attribute("aria-expanded") == "false"
+    assert detail.count() == 0
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the next row's button comes next, and has no strip
+    assert page.locator("tr.detail:visible").get_by_text("No pictures.").count() == 1
+    focused = page.locator("button.open:focus-visible")
+    assert focused.evaluate("element => getComputedStyle(element).outlineStyle") != "none"
+
+
+def test_every_control_is_reached_by_tab(open_page):
+    page = open_page()
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                "document.activeElement.name || document.activeElement.innerText.split('\\n')[0]"
+            )
+        )
+    assert {"dataset", "customizer", "setting", "eps", "Show all"} <= reached
+    assert {"method", "rank", RETENTION, f"{RETENTION[:-2]} against the placebo", "aspl"} <= reached
+    assert {"How to read this", "What the columns are"} <= reached
+
+
+def test_the_columns_are_explained_to_the_keyboard(open_page):
+    page = open_page()
+    meaning = page.get_by_text("Face detection failure rate")
+    assert meaning.count() == 1
+    assert not meaning.is_visible()
+    page.get_by_text("What the columns are").focus()
+    page.keyboard.press("Enter")
+    assert meaning.is_visible()
+    assert page.get_by_text("† marks rows on so few identities").is_visible()
+    reading = page.get_by_text("BCa")
+    assert not reading.is_visible()
+    page.get_by_text("How to read this").focus()
+    page.keyboard.press("Enter")
+    assert reading.is_visible()
+
+
+def test_nothing_is_fetched(open_page, page_file):
+    page = open_page()
+    page.locator("button.open").first.click()
+    outside = [url for url in page.asked if not url.startswith("data:")]
+    assert outside == [page_file.as_uri()]
+    assert not page.errors  # what the page's policy blocks would be told on the console
+
+
+def test_light_and_dark(open_page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    ink = "getComputedStyle(document.querySelector('tr.row td')).color"
+    light, dark = open_page(color_scheme="light"), open_page(color_scheme="dark")
+    brightness = {
+        (page, what): sum(map(int, page.evaluate(what)[4:-1].split(",")))
+        for page in (light, dark)
+        for what in (ground, ink)
+    }
+    assert brightness[light, ground] > 700 > 100 > brightness[light, ink]
+    assert brightness[dark, ground] < 100 < 600 < brightness[dark, ink]
+
+
+def test_a_narrow_window_scrolls_the_table_alone(open_page):
+    page = open_page(viewport={"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert page.locator(".scroll").evaluate("e => e.scrollWidth > e.clientWidth")

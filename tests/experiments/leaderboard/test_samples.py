@@ -1,0 +1,124 @@
+import pytest
+from helpers import by_method
+
+from eval.statistics import paired_comparison
+from experiments.leaderboard.samples import usual_people
+from experiments.leaderboard.standings import standings
+
+
+def test_rows_on_other_people_come_last_and_have_no_rank(benchmark_of):
+    usual = benchmark_of({"noise": 0.0, "simac": 0.3})
+    more = benchmark_of({"fsmg": 0.4}, identities=11) | benchmark_of({"aspl": 0.5}, identities=4)
+    rows = standings(usual | more)
+    assert [(row.configuration.method, row.comparable, row.unranked) for row in rows] == [
+        ("simac", True, ""),
+        ("noise", True, ""),
+        ("none", True, "no protection"),
+        ("aspl", False, "fewer than 10 identities"),
+        ("fsmg", False, "other identities or seeds"),
+    ]
+    # what compares it is the paired difference, over those whom both have
+    few = rows[3].against_placebo
+    aspl, noise = (
+        [r["scores"]["protected"]["identity_retention"] for r in of.values() if r["attack"] == name]
+        for name, of in (("aspl", more), ("noise", usual))
+    )
+    plain = paired_comparison(aspl, noise[:4]).difference
+    assert few.mean.mean == pytest.approx(plain.mean, rel=1e-5)
+    assert (few.mean.n, few.p_value, rows[4].against_best.mean.n) == (4, None, 11)
+
+
+def test_means_over_other_people_who_have_the_score_do_not_rank(made_up):
+    """`easy` has the score of the ten people whom every method protects, `hard` of all."""
+
+    def of(attack, i, retention):
+        return made_up(retention, attack=attack, identity=str(i))
+
+    found = {}
+    for i in range(20):
+        level = 0.05 + 0.004 * i if i < 10 else 0.8
+        found[f"hard_{i}"] = of("hard", i, level)
+        found[f"noise_{i}"] = of("noise", i, level + 0.2 + 0.001 * i)
+        found[f"easy_{i}"] = of("easy", i, level + 0.1 if i < 10 else None)
+    rows = by_method(standings(found))
+    assert rows["easy"].score.mean < rows["hard"].score.mean
+    assert (rows["hard"].rank, rows["noise"].rank, rows["easy"].rank) == (1, 2, None)
+    assert rows["easy"].unranked == "other identities or seeds"
+    assert rows["easy"].against_best.mean.mean == pytest.approx(0.1)
+
+
+def test_differences_are_of_the_seeds_that_both_have(made_up):
+    """Whatever the method, a victim of seed 1 retains 0.3 more."""
+    levels = {"noise": 0.5, "aspl": 0.3, "simac": 0.2}
+    seeds = {"noise": (0, 1), "aspl": (0, 1), "simac": (1,)}
+    found = {
+        f"{attack}_{i}_{seed}": made_up(
+            level + 0.3 * seed, attack=attack, identity=str(i), seed=seed
+        )
+        for attack, level in levels.items()
+        for i in range(3)
+        for seed in seeds[attack]
+    }
+    rows = by_method(standings(found))
+    assert rows["simac"].against_placebo.mean.mean == pytest.approx(-0.3)
+    assert rows["aspl"].against_placebo.mean.mean == pytest.approx(-0.2)
+    apart = {name: record for name, record in found.items() if name[:4] != "nois"}
+    apart |= {f"noise_{i}": made_up(attack="noise", identity=str(i), seed=2) for i in range(3)}
+    assert by_method(standings(apart))["simac"].against_placebo is None
+
+
+def test_rows_of_other_photos_are_named(made_up):
+    found = {
+        f"{attack}_{i}": made_up(
+            attack=attack,
+            identity=str(i),
+            unprotected=0.7 if attack == "simac" and i == 1 else 0.8,
+            digests={
+                **made_up()["digests"],
+                "photos": {"B": "other" if attack == "simac" and i == 1 else f"of {i}"},
+            },
+        )
+        for attack in ("noise", "aspl", "simac")
+        for i in range(3)
+    }
+    rows = by_method(standings(found))
+    assert {name: row.other_photos for name, row in rows.items()} == {
+        "noise": (),
+        "aspl": (),
+        "simac": ("1",),
+        "none": ("1",),
+    }
+
+
+def test_the_usual_people_are_those_of_most_rows_that_can_be_ranked():
+    ten, twelve = (tuple(map(str, range(n))) for n in (10, 12))
+    assert usual_people([ten, twelve, ten]) == ten
+    assert usual_people([twelve, ten]) == twelve
+    assert usual_people([("1", "2"), ("1", "2"), twelve]) == twelve
+    assert usual_people([("1",), ("1",), ("1", "2")]) == ("1",)
+    assert usual_people([]) == ()
+
+
+def test_methods_without_the_ranking_score_or_shared_identities(made_up):
+    old = {f"old{i}": made_up(None, identity=str(i), attack="aspl") for i in range(12)}
+    one = {f"a{i}": made_up(0.2 + 0.01 * i, identity=str(i)) for i in range(12)}
+    two = {f"b{i}": made_up(0.9, identity=f"x{i}", attack="fsmg") for i in range(12)}
+    rows = by_method(standings(old | one | two))
+    assert rows["aspl"].unranked == "no identity retention"
+    assert (rows["simac"].rank, rows["simac"].comparable) == (1, True)
+    assert rows["fsmg"].unranked == "other identities or seeds"
+    assert rows["fsmg"].against_best is None  # nobody is in both
+
+
+def test_means_over_other_seeds_do_not_compare(benchmark_of):
+    records = benchmark_of({"noise": 0.0, "aspl": 0.2, "simac": 0.3})
+    for record in records.values():
+        record["seed"] = int(record["attack"] == "simac")
+    rows = by_method(standings(records))
+    found = {method: (row.comparable, row.unranked) for method, row in rows.items()}
+    assert found == {
+        "noise": (True, ""),
+        "aspl": (True, ""),
+        "none": (True, "no protection"),
+        "simac": (False, "other identities or seeds"),
+    }

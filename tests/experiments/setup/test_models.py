@@ -1,0 +1,131 @@
+"""Models as the configuration names them: read from disk once, handed out as copies."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from experiments import models
+from experiments.setup.models import Model, ModelMissing, surrogate_precision
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The keywords of every reading from disk, with nothing read before."""
+    seen = []
+
+    def load(folder, **keywords):
+        seen.append(keywords)
+        return original(folder, **keywords)
+
+    original = models.load
+    monkeypatch.setattr(models, "load", load)
+    models._pristine.cache_clear()
+    yield seen
+    models._pristine.cache_clear()
+
+
+def weights_of(network):
+    return [p.clone() for part in (network.vae, network.unet) for p in part.parameters()]
+
+
+def test_a_model_is_read_once_and_a_changed_copy_changes_no_other(loads, random_sd):
+    first = Model("tiny", str(random_sd), None).load("float32", "cpu")
+    before, tokens = weights_of(first), len(first.tokenizer)
+    with torch.no_grad():
+        for parameter in first.unet.parameters():
+            parameter.add_(1)
+    first.unet.requires_grad_(True).train()
+    first.tokenizer.add_tokens("xjy")
+    first.scheduler.alphas_cumprod.zero_()
+    second = Model("tiny", str(random_sd), None).load("float32", "cpu")
+    assert len(loads) == 1
+    for now, expected in zip(weights_of(second), before, strict=True):
+        assert torch.equal(now, expected)
+    assert not second.unet.training
+    assert not any(parameter.requires_grad for parameter in second.unet.parameters())
+    assert len(second.tokenizer) == tokens
+    assert second.scheduler.alphas_cumprod.all()
+
+
+def test_a_copy_computes_what_a_model_fresh_from_disk_does(loads, random_sd):
+    generator = torch.Generator().manual_seed(0)
+    noisy, timesteps = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([1, 900])
+    predictions = []
+    for network in (
+        models.load(str(random_sd), precision="float32", gradient_checkpointing=True),
+        Model("tiny", str(random_sd), None, True).load("float32", "cpu"),
+    ):
+        noisy = noisy.detach().requires_grad_()
+        embeddings = network.text_embeddings(["a photo of sks person"])
+        predicted = network.predict(noisy, timesteps, embeddings)
+        (gradient,) = torch.autograd.grad(predicted.square().sum(), noisy)
+        predictions.append((predicted, gradient, network.unet.is_gradient_checkpointing))
+    assert torch.equal(predictions[0][0], predictions[1][0])
+    assert torch.equal(predictions[0][1], predictions[1][1])
+    assert predictions[0][2] == predictions[1][2] is True
+
+
+def test_other_precisions_and_weights_are_other_models_and_few_are_kept(loads, random_sd, tmp_path):
+    for precision in ("float32", "bfloat16", "mixed", "float32"):
+        Model("tiny", str(random_sd), None).load(precision, "cpu")
+    Model("tiny", str(random_sd), None, True).load("float32", "cpu")
+    assert [k["precision"] for k in loads] == ["float32", "bfloat16", "mixed", "float32"]
+    assert [k["gradient_checkpointing"] for k in loads] == [False, False, False, True]
+    assert models._pristine.cache_info().currsize == 3
+
+
+def test_an_attack_that_says_nothing_of_training_has_its_surrogates_in_its_own_precision():
+    assert surrogate_precision({"precision": "mixed"}) == "mixed"
+    assert surrogate_precision({"precision": "mixed", "training_precision": None}) == "mixed"
+    assert (
+        surrogate_precision({"precision": "mixed", "training_precision": "bfloat16"}) == "bfloat16"
+    )
+
+
+def test_files_that_are_not_loaded_do_not_tell_models_apart(random_sd, tmp_path):
+    shutil.copytree(random_sd, tmp_path / "model")
+    for name in ("preview.png", "unet/model.fp16.safetensors", "unet/diffusion_pytorch_model.bin"):
+        (tmp_path / "model" / name).write_bytes(b"1")
+    digest = Model("sd", str(random_sd), None).digest
+    assert Model("sd", str(tmp_path / "model"), None).digest == digest
+    (tmp_path / "model" / "unet" / "more.safetensors").write_bytes(b"1")
+    assert Model("sd", str(tmp_path / "model"), None).digest != digest
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "text_encoder_2"),
+        ({"unet": None, "transformer": ["diffusers", "SD3Transformer2DModel"]}, "unet"),
+        ({"text_encoder": ["transformers", "T5EncoderModel"]}, "text_encoder"),
+    ],
+    ids=["SDXL", "SD 3", "T5"],
+)
+def test_models_of_other_parts_are_refused(random_sd, tmp_path, changed, named):
+    shutil.copytree(random_sd, tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    assert Model("sd", str(tmp_path / "model"), None).folder == tmp_path / "model"
+    known = json.loads(index.read_text()) | changed
+    index.write_text(json.dumps({part: kind for part, kind in known.items() if kind}))
+    with pytest.raises(ModelMissing, match=rf"cannot be attacked here \({named}\): name a Stable"):
+        Model("sd", str(tmp_path / "model"), None).load("float32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "named"),
+    [
+        ("unet/config.json", {"in_channels": 9}, "unet of 9 channels"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "class embeddings"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "sample"),
+    ],
+)
+def test_models_of_something_else_than_latents_are_refused(
+    random_sd, tmp_path, file, changed, named
+):
+    shutil.copytree(random_sd, tmp_path / "model")
+    config = tmp_path / "model" / file
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    with pytest.raises(ModelMissing, match=rf"cannot be attacked here \({named}\)"):
+        Model("sd", str(tmp_path / "model"), None).load("float32", "cpu")
