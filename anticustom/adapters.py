@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from safetensors import safe_open
 from torch import nn
@@ -30,6 +30,8 @@ class Adapters:
     rank: int
     unet_layers: Sequence[str] = ATTENTION
     initialization: Initialization = "kaiming_uniform"
+
+    NEUTRAL: ClassVar[dict] = {"initialization": "kaiming_uniform"}
 
     def __post_init__(self):
         check_count("attack.surrogate_schedule.adapters.rank", self.rank)

@@ -4,7 +4,7 @@ customizers train.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ class FineTuning:
     order: Literal["continue", "restart"] = "continue"
     optimizer: Literal["keep", "per_call"] = "keep"
     optimizer_states: Literal["32bit", "8bit"] = "32bit"
+
+    NEUTRAL: ClassVar[dict] = {"optimizer_states": "32bit"}
 
     @property
     def preserves_prior(self) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +139,8 @@ class TargetShift:
     ancestral_noise: bool = False
     wraps: bool = False
     bfloat16_target: bool = False
+
+    NEUTRAL: ClassVar[dict] = {"bfloat16_target": False}
 
     def __post_init__(self):
         if not self.denoising_weight >= 0:

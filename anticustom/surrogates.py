@@ -125,6 +125,8 @@ class FittedFirst:
     iterations: int = 1
     adapters: Adapters | None = None
 
+    NEUTRAL: ClassVar[dict] = {"adapters": None}
+
     def __post_init__(self):
         check_count("attack.surrogate_schedule.iterations", self.iterations, 1)
         check_count("attack.surrogate_schedule.training_steps", self.training_steps, 0)
@@ -157,6 +159,8 @@ class Alternating:
     training_steps: int = 3
     adapters: Adapters | None = None
     keep_clean_training: bool = False
+
+    NEUTRAL: ClassVar[dict] = {"adapters": None, "keep_clean_training": False}
 
     def __post_init__(self):
         check_count("attack.surrogate_schedule.iterations", self.iterations, 1)

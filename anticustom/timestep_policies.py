@@ -4,7 +4,7 @@ uniformly.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -85,6 +85,8 @@ class AdaptiveGreedy:
     keep: int = 100
     max_rounds: int = 50
     gradient: Literal["image", "latents"] = "image"
+
+    NEUTRAL: ClassVar[dict] = {"gradient": "image"}
 
     def __post_init__(self):
         if self.gradient not in ("image", "latents"):

@@ -2,11 +2,11 @@
 recombinations.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,24 @@ class PGD:
     shared_class_images: bool = False
 
     needs_surrogate: ClassVar[bool] = True
+    NEUTRAL: ClassVar[dict] = {
+        "draws_per_step": 1,
+        "transforms": [],
+        "transform_samples": 1,
+        "shared_class_images": False,
+    }
+
+    @staticmethod
+    def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that decide the result: some do only beside others."""
+        silent = set()
+        if settings.get("training_precision") == settings.get("precision"):
+            silent.add("training_precision")
+        if not settings.get("transforms"):
+            silent.add("transform_samples")
+        if not settings.get("others"):
+            silent.add("combination")
+        return {key: value for key, value in settings.items() if key not in silent}
 
     @property
     def needs_class_images(self) -> bool:

@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from safetensors.torch import save_file
 
@@ -40,6 +41,8 @@ class LoRA:
     instance_prompt: str
     class_prompt: str
     seed: int = 0
+
+    NEUTRAL: ClassVar[dict] = {"initialization": "kaiming_uniform"}
 
     def __post_init__(self):
         check_count("customizer.steps", self.steps)

@@ -10,8 +10,9 @@ from anticustom import model_files
 from anticustom.adapters import Adapters, add_adapters
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
-from experiments import memory, memory_counting, memory_table
+from experiments.benchmarks import memory_table
 from experiments.benchmarks.memory_table import write_shapes
+from experiments.setup import memory, memory_counting
 from experiments.setup.composing import CONF, composed
 from experiments.setup.memory import GIB, NAMES, check_fits, free_bytes
 from experiments.setup.memory_counting import of_adapters, of_weights

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from experiments import benchmark
+from experiments.benchmarks import speed as benchmark
 from experiments.benchmarks.random_models import random_model
 from experiments.benchmarks.speed import DEFAULTS, PHASES, counted, measure
 

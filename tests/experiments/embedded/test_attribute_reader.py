@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anticustom.portraits import person, render, shot
-from experiments import attribute_reader
+from experiments.embedded import attribute_reader
 from experiments.embedded.attribute_reader import (
     VALUES,
     attributes,

@@ -11,7 +11,7 @@ import torch
 from anticustom import model_files
 from anticustom.model_files import EMBEDDED
 from anticustom.portraits import TRAINING_IDENTITIES_FROM
-from experiments import training_portraits
+from experiments.embedded import training_portraits
 from experiments.embedded.architecture import RARE_TOKENS, SIZE, make_tokenizer, new_text_encoder
 from experiments.embedded.train import main, place_rare_tokens
 from experiments.embedded.training_portraits import NAMED_PORTRAITS, names

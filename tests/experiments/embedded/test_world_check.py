@@ -8,7 +8,7 @@ import torch
 
 from anticustom.images import write_png
 from anticustom.portraits import person, render, shot
-from experiments import embedded_check
+from experiments.embedded import world_check as embedded_check
 from experiments.embedded.photocopy_check import closeness, folder_of, protected_similarity
 from experiments.embedded.world_check import EPS, PROMPTS, Results, aims, retention_table
 from experiments.store.artifacts import Artifact

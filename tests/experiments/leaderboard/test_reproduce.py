@@ -1,6 +1,7 @@
 import pytest
 
-from experiments import processes, records, reproduce
+from experiments import processes
+from experiments.leaderboard import reproduce
 from experiments.leaderboard.reproduce import (
     again_in,
     arguments_of,
@@ -11,6 +12,7 @@ from experiments.leaderboard.reproduce import (
     state_of_code,
     summary,
 )
+from experiments.records import record as records
 
 
 def test_numbers_that_moved_are_told_from_those_that_did_not(made_up):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from experiments import models
+from experiments.setup import models
 from experiments.setup.models import Model, ModelMissing, surrogate_precision
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from experiments import checkpoints
+from experiments.store import checkpoints
 from experiments.store.checkpoints import TimedCheckpoint
 
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import torch
 
-from experiments import provenance
+from experiments.store import provenance
 from experiments.store.provenance import (
     computed_on,
     digest_of_file,
