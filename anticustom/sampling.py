@@ -46,9 +46,11 @@ class Gallery:
             raise ValueError(
                 f"gallery.prompts={self.prompts!r}: expected a list of different prompts"
             )
-        for name in ("images_per_prompt", "batch_size", "steps"):
+        for name in ("images_per_prompt", "batch_size"):
             check_count(f"gallery.{name}", getattr(self, name))
-        check_sampler("gallery", self.guidance_scale, self.scheduler, self.karras_sigmas)
+        check_sampler(
+            "gallery", self.steps, self.guidance_scale, self.scheduler, self.karras_sigmas
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,21 +69,21 @@ class ClassImages:
             check_count(f"class_images.{name}", getattr(self, name))
 
 
-def check_sampler(key: str, guidance_scale: object, scheduler: object, karras: object) -> None:
+def check_sampler(
+    key: str, steps: int, guidance_scale: float, scheduler: str, karras_sigmas: bool
+) -> None:
     """Raise ValueError, which names `key`, for a sampler that cannot be used here."""
-    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, Real):
-        raise ValueError(
-            f"{key}.guidance_scale={guidance_scale!r}: expected a number of at least 0"
-        )
-    if not guidance_scale >= 0:
+    check_count(f"{key}.steps", steps)
+    is_number = isinstance(guidance_scale, Real) and not isinstance(guidance_scale, bool)
+    if not is_number or not guidance_scale >= 0:
         raise ValueError(
             f"{key}.guidance_scale={guidance_scale!r}: expected a number of at least 0"
         )
     if scheduler not in SAMPLERS:
         raise ValueError(f"{key}.scheduler={scheduler!r}: expected one of {', '.join(SAMPLERS)}")
-    if not isinstance(karras, bool):
-        raise ValueError(f"{key}.karras_sigmas={karras!r}: expected true or false")
-    if karras and scheduler not in KARRAS_SAMPLERS:
+    if not isinstance(karras_sigmas, bool):
+        raise ValueError(f"{key}.karras_sigmas={karras_sigmas!r}: expected true or false")
+    if karras_sigmas and scheduler not in KARRAS_SAMPLERS:
         raise ValueError(
             f"{key}.karras_sigmas=true, which {scheduler} does not have: set it to false, or "
             f"{key}.scheduler to one of {', '.join(KARRAS_SAMPLERS)}"

@@ -24,9 +24,8 @@ from experiments.analyses.subjects import write
 from experiments.benchmarks.phases import Bench, whole
 from experiments.benchmarks.speed import counted
 from experiments.records import record as records
-from experiments.records.naming import OWN, configurations
+from experiments.records.naming import OWN, configurations, without
 from experiments.records.record import files_of
-from experiments.setup.building import without
 from experiments.terminal import quiet_libraries, say
 
 Fall = dict[str, float]  # of retention, by identity

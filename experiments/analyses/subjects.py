@@ -20,8 +20,9 @@ from anticustom.identities import PhotoSet
 from anticustom.images import quantize_within
 from anticustom.model_files import image_size
 from anticustom.progress import Checkpoint, NoCheckpoint, Progress
+from experiments.records.naming import without
 from experiments.run.sampling import sample
-from experiments.setup.building import build, model_of, without
+from experiments.setup.building import build, model_of
 from experiments.setup.composing import composed
 from experiments.setup.devices import chosen_device
 from experiments.setup.fitting import check_purifier, size_of_all

@@ -20,7 +20,7 @@ from anticustom.portraits import person, render, shot
 from anticustom.surrogates import trained_parameters
 from anticustom.timestep_policies import image_gradient_and_loss
 from experiments.benchmarks.random_models import random_model
-from experiments.setup.building import without
+from experiments.records.naming import without
 from experiments.setup.composing import composed
 
 

@@ -96,7 +96,7 @@ def _outcomes(config: DictConfig) -> list[Path]:
 
 
 def _print_table(outcomes: Sequence[Mapping]) -> None:
-    from experiments.records import record as records
+    from experiments.records.record import read
 
     shards: dict[tuple[str, ...], list[str]] = {}  # by their records, the overrides
     for outcome in outcomes:
@@ -105,7 +105,7 @@ def _print_table(outcomes: Sequence[Mapping]) -> None:
     jobs: dict[tuple[str, ...], list[Mapping]] = defaultdict(list)
     for paths, overrides in shards.items():
         whole = tuple(word for word in overrides if not word.startswith(SHARD))
-        jobs[whole] += [records.read(Path(path)) for path in paths]
+        jobs[whole] += [read(Path(path)) for path in paths]
     if len(shards) > 1:
         text = f"\n{sweep_table(list(jobs.items()))}\n"
         encoding = sys.stdout.encoding or "utf-8"
@@ -121,7 +121,7 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
 
     from eval.statistics import estimate
     from experiments.records.record import natural
-    from experiments.run.table import estimated, heading
+    from experiments.run.table import estimated, heading, score
 
     overrides = [dict(word.split("=", 1) for word in words if "=" in word) for words, _ in jobs]
     keys = dict.fromkeys(key for one in overrides for key in one)
@@ -130,9 +130,9 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
     rows = []
     for one, (_, records) in zip(overrides, jobs, strict=True):
         # resamples are by place: in this order shards have the intervals of one job
-        records = sorted(records, key=lambda record: natural(record["identity"]))
+        records = sorted(records, key=lambda record: natural(record.identity))
         cells = [
-            estimated(estimate([r["scores"][arm].get(key) for r in records]), key, records)
+            estimated(estimate([score(record, arm, key) for record in records]), key, records)
             for arm, key in COLUMNS
         ]
         rows.append([*(one.get(key, "") for key in swept), str(len(records)), *cells])

@@ -10,21 +10,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from anticustom.identities import Identity, PhotoSet
-from experiments.records import record as records
-from experiments.records.settings_in_use import effective, in_use
+from experiments.records.naming import attack_parts, row_of, with_contents, without
+from experiments.records.record import SCHEMA_VERSION, ArmScores, Record, read, record_of, write
 from experiments.run.overview import Row, draw_overview
 from experiments.run.photo_files import photo_files
 from experiments.run.scores import Scores
 from experiments.run.stages import VERSIONS
 from experiments.run.table import setting
 from experiments.run.tracking import Tracker
+from experiments.setup.presets import row_names
 from experiments.store.artifacts import Artifact, key_of, safe_name
 from experiments.store.provenance import computed_on, highest, versions
 from experiments.terminal import say
 
 ARMS = ("unprotected", "protected")
-# what of the configuration decides a record's numbers: nothing of paths, devices and trackers
-DECISIVE = ("attack", "customizer", "gallery", "class_images", "metrics", "seed", "precision")
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,16 @@ class Outcome:
 
 
 def publish(
-    outcome: Outcome, scores: Scores, facts: Mapping, output_dir: Path, tracker: Tracker
+    outcome: Outcome,
+    scores: Scores,
+    facts: Mapping,
+    choices: Mapping[str, str],
+    output_dir: Path,
+    tracker: Tracker,
 ) -> Path:
     """Write record and overview and track them, each unless it is there; return the record's path.
 
-    `facts` are the record's entries that are known before scoring.
+    `facts` are the record's entries that are known before scoring, `choices` the run's options.
     """
     identity = outcome.identity
     digests = {
@@ -98,40 +102,35 @@ def publish(
         "scorer": scores.digests,
         **{f"gallery_{arm}": outcome.galleries[arm].digest for arm in ARMS},
     }
-    key = key_of_record(facts, digests)
-    parts = (facts["dataset"], identity.name, facts["attack"], facts["customizer"], key)
-    name = safe_name("_".join(parts))
+    facts = {**facts, "digests": digests, "row": row_of(facts["config"], digests, VERSIONS)}
+    names = [facts[name] for name in ("dataset", "identity", "attack", "customizer")]
+    name = safe_name("_".join([*names, key_of("record", SCHEMA_VERSION, _decisive(facts))]))
     path = output_dir / "records" / f"{name}.json"
     anew = "eval" in facts["config"]["force"]
     if anew or not path.exists():
-        record = {**_origin(outcome), **facts, "digests": digests, **_results(outcome, scores)}
-        records.write(record, path.parent, name)
-    record = records.read(path)
+        entries = {**_origin(outcome, choices), **facts, **_results(outcome, scores)}
+        record = record_of({"name": name, **entries, **_names(facts, choices, outcome)}, str(path))
+        write(record, path.parent)
+    record = read(path)
     overview = output_dir / "overviews" / name / "overview.png"
     if anew or not overview.exists():
         _draw(overview, record, outcome, scores)
-    where = tracker.track(record, {"overview": overview}, output_dir, key)
+    where = tracker.track(record, {"overview": overview}, output_dir)
     say(f"overview: {overview}" + (f"   tracked: {where}" if where else ""))
     return path
 
 
-def key_of_record(facts: Mapping, digests: Mapping) -> str:
-    """Return what tells a record apart from all others: whatever decides its numbers, and the name
-    of its setting.
-    """
-    config = facts["config"]
-    decisive = {name: config[name] for name in DECISIVE}
-    customizer = {k: v for k, v in config["customizer"].items() if k != "base_model"}
-    decisive["customizer"] = in_use(customizer)
-    decisive["attack"] = effective(config["attack"], facts["identity"])
-    if facts["countermeasure"] != "none":
-        decisive["countermeasure"] = {
-            k: v for k, v in config["countermeasure"].items() if k != "model"
-        }
-    inputs = {"digests": digests, "config": decisive, "eval": VERSIONS["eval"]}
-    if facts["adversary"] != "as_assumed":  # which may compose what a command line does too
-        inputs["adversary"] = facts["adversary"]
-    return key_of("record", records.SCHEMA_VERSION, inputs)
+def _decisive(facts: Mapping) -> dict:
+    """Return what tells a record from all others: its place on the leaderboard, and its photos."""
+    return without(facts, "config", "loss", "timestep_policy", "photos", "attack") | {
+        "attack": with_contents(attack_parts(facts["config"]), facts["identity"])
+    }
+
+
+def _names(facts: Mapping, choices: Mapping[str, str], outcome: Outcome) -> dict[str, str]:
+    default_precision = "mixed" if outcome.machine["gpu"] else "float32"
+    method, details = row_names(facts["config"], choices, default_precision)
+    return {"method": method, "details": details}
 
 
 def command_of(hydra: DictConfig) -> str:
@@ -141,10 +140,11 @@ def command_of(hydra: DictConfig) -> str:
     return shlex.join(["python", "run.py", *hydra.overrides.task, *alone])
 
 
-def _origin(outcome: Outcome) -> dict:
+def _origin(outcome: Outcome, choices: Mapping[str, str]) -> dict:
     return {
-        "schema_version": records.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "command": command_of(HydraConfig.get()),
+        "experiment": choices.get("experiment"),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "stages": VERSIONS,
@@ -174,47 +174,42 @@ def _results(outcome: Outcome, scores: Scores) -> dict:
     }
 
 
-def _draw(path: Path, record: Mapping, outcome: Outcome, scores: Scores) -> None:
-    visible = record["perceptibility"]
-    psnr = "" if visible["psnr"] is None else f", PSNR {visible['psnr']:.1f} dB"
-    attack = f"{record['attack']} at eps {record['eps']:g}"
-    base_model = record["config"]["customizer"]["base_model"]["name"]
+def _draw(path: Path, record: Record, outcome: Outcome, scores: Scores) -> None:
+    visible = record.perceptibility
+    psnr = "" if visible.psnr is None else f", PSNR {visible.psnr:.1f} dB"
+    attack = f"{record.attack} at eps {record.eps:g}"
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_overview(
         path,
-        title=f"{attack} on {record['dataset']} {record['identity']}{setting(record)}",
-        subtitle=f"{record['customizer']} of {base_model}, seed {record['seed']}",
+        title=f"{attack} on {record.dataset} {record.identity}{setting(record)}",
+        subtitle=f"{record.customizer} of {record.base_model}, seed {record.seed}",
         photos=Row("Photos", scores.photos["B"]),
         protected=Row(
-            "Protected", outcome.protected_files, f"largest change {visible['linf']} of 255{psnr}"
+            "Protected", outcome.protected_files, f"largest change {visible.linf:g} of 255{psnr}"
         ),
         galleries=[
             Row(
                 f"{arm} victim".capitalize(),
                 outcome.galleries[arm].files,
-                _score_lines(record["scores"][arm]),
+                _score_lines(getattr(record.scores, arm)),
             )
             for arm in ARMS
         ],
-        prompts=record["config"]["gallery"]["prompts"],
+        prompts=record.config["gallery"]["prompts"],
         trained_on=_trained_on(record, outcome),
     )
 
 
-def _trained_on(record: Mapping, outcome: Outcome) -> Row | None:
+def _trained_on(record: Record, outcome: Outcome) -> Row | None:
     """Return what the adversary trained on where it is not the protected photos themselves."""
-    clean, countermeasure = record["clean_photos"], record["countermeasure"]
-    what = [f"{clean} clean"] if clean else []
-    what += [f"after {countermeasure}"] if countermeasure != "none" else []
-    return Row("Trained on", outcome.trained_on.images, ", ".join(what)) if what else None
+    words = [f"{record.clean_photos} clean"] if record.clean_photos else []
+    words += [f"after {record.countermeasure}"] if record.countermeasure != "none" else []
+    return Row("Trained on", outcome.trained_on.images, ", ".join(words)) if words else None
 
 
-def _score_lines(scores: Mapping) -> str:
-    ism = "-" if scores["ism"] is None else f"{scores['ism']:.2f}"
-    lines = [
-        f"ISM {ism}, failures as 0 {scores['ism_failures_as_0']:.2f}",
-        f"FDFR {scores['fdfr']:.0%}",
-    ]
-    if scores.get("identity_retention") is not None:
-        lines.append(f"identity retention {scores['identity_retention']:.2f}")
+def _score_lines(scores: ArmScores) -> str:
+    ism = "-" if scores.ism is None else f"{scores.ism:.2f}"
+    lines = [f"ISM {ism}, failures as 0 {scores.ism_failures_as_0:.2f}", f"FDFR {scores.fdfr:.0%}"]
+    if scores.identity_retention is not None:
+        lines.append(f"identity retention {scores.identity_retention:.2f}")
     return "\n".join(lines)

@@ -7,14 +7,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from anticustom.identities import Identity, with_clean_photos
-from experiments.records import record as records
+from experiments.records.naming import drawing, without
+from experiments.records.record import read
 from experiments.run.outcome import ARMS, Outcome, publish
 from experiments.run.photo_files import read_back
 from experiments.run.scores import Scores
 from experiments.run.stages import StageMissing, Stages
 from experiments.run.table import print_table
 from experiments.run.tracking import filled_in
-from experiments.setup.building import build, model_of, without
+from experiments.setup.building import Refused, build, model_of
 from experiments.setup.devices import chosen_device, use
 from experiments.setup.fitting import (
     check_layers_exist,
@@ -25,7 +26,7 @@ from experiments.setup.fitting import (
 )
 from experiments.setup.memory import check_fits, free_bytes
 from experiments.setup.models import Model
-from experiments.setup.settings import PARTS, Refused, check_settings, shard_of
+from experiments.setup.settings import PARTS, check_settings, shard_of
 from experiments.store.artifacts import Artifact, Store
 from experiments.store.disk import StoreError, check_writable
 from experiments.terminal import say
@@ -148,7 +149,7 @@ class Pipeline:
             else:
                 paths += [path] if path else []
         if paths:
-            written = [records.read(path) for path in paths]
+            written = [read(path) for path in paths]
             print_table(written)
             say(str(paths[-1]))
         if failed:
@@ -242,7 +243,8 @@ class Pipeline:
                 say(f"gallery of the {arm} victim of {identity.name}: {galleries[arm].path}")
             return None
         outcome = Outcome(identity, protected, arms["protected"], victims, galleries, strangers)
-        return publish(outcome, scores, self._facts(identity), self.output_dir, self.tracker)
+        facts = self._facts(identity)
+        return publish(outcome, scores, facts, self.choices, self.output_dir, self.tracker)
 
     def _protect(self, identity: Identity) -> Artifact:
         return self.stages.protect(
@@ -266,11 +268,13 @@ class Pipeline:
             "loss": self.choices["loss"] if uses_loss else "none",
             "timestep_policy": self.choices["timestep_policy"] if uses_loss else "none",
             "surrogate_model": self.choices["surrogate_model"],
+            "base_model": self.base_model.name,
             "countermeasure": self.choices["countermeasure"],
             "clean_photos": config["clean_photos"],
             "adversary": self.choices["adversary"],
             "customizer": self.choices["customizer"],
             "seed": config["seed"],
+            "photos": len(identity.set_B.names),
             "config": config,
             "digests": {
                 **{name: model.digest for name, model in self.surrogates.items()},
@@ -285,8 +289,7 @@ class Pipeline:
         return self._class_images(model, node, attack, "protect")
 
     def _class_images(self, model: Model, node: Mapping, asked: Mapping, needed_by: str):
-        settings = {k: v for k, v in node["gallery"].items() if k != "images_per_prompt"}
-        settings["count"] = self.config["class_images"]["count"]
+        settings = drawing(node) | without(self.config["class_images"], "_target_")
         return self.stages.class_images(
             model, asked["class_prompt"], settings, self.config["precision"], needed_by
         )

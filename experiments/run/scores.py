@@ -9,6 +9,7 @@ from anticustom.identities import Identity
 from eval.gallery import summarize
 from eval.identity import failures_as_0, identity_retention
 from eval.perceptibility import perceptibility
+from experiments.records.naming import decisive
 from experiments.run.stages import Stages
 from experiments.store.artifacts import Artifact
 from experiments.store.checkpoints import TimedCheckpoint
@@ -84,8 +85,8 @@ class Scores:
 
     def _stored(self, kind: str, what: str, digest: str, measure: Callable[[], Any]) -> Any:
         reference = {k: getattr(self.identity, f"set_{k}").digest for k in "AB"}
-        inputs = {"score": kind, "images": digest, "reference": reference, "metrics": self.metrics}
-        inputs |= {"weights": self.digests}
+        inputs = {"score": kind, "images": digest, "reference": reference}
+        inputs |= {"metrics": decisive(self.metrics), "weights": self.digests}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             (folder / "scores.json").write_text(json.dumps(measure()))

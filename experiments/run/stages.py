@@ -14,7 +14,7 @@ from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws, draws_owner
 from anticustom.identities import Identity, PhotoSet
 from anticustom.images import write_png, write_protected
-from experiments.records.settings_in_use import effective, in_use
+from experiments.records.naming import decisive, with_contents, without
 from experiments.run.photo_files import photo_files, read_back, read_images, slug
 from experiments.run.sampling import sample
 from experiments.setup.models import Model, surrogate_precision
@@ -150,7 +150,7 @@ class Stages:
         photos = identity.set_B
         inputs = {
             "photos": photos.digest,
-            "attack": effective(config, identity.name),
+            "attack": with_contents(without(decisive(config), "others", "purifier"), identity.name),
             "seed": self.seed,
         }
         inputs |= {"identity": identity.name}
@@ -210,7 +210,7 @@ class Stages:
         """Return what the adversary makes of published photos; a purifier is given its `model`."""
         if isinstance(countermeasure, Unchanged):
             return photos
-        inputs = {"photos": photos.digest, "countermeasure": config, "seed": self.seed}
+        inputs = {"photos": photos.digest, "countermeasure": decisive(config), "seed": self.seed}
         inputs |= {"identity": identity}
         if model:
             inputs |= {"model": model.digest, "precision": precision}
@@ -243,7 +243,7 @@ class Stages:
         preservation is given no class images.
         """
         names, images = photos.names, photos.images
-        inputs = {"photos": photos.digest, "customizer": in_use(config), "model": model.digest}
+        inputs = {"photos": photos.digest, "customizer": decisive(config), "model": model.digest}
         inputs |= {"seed": self.seed, "identity": identity}
         inputs |= {"class_images": class_images.digest} if class_images else {}
 
@@ -282,7 +282,7 @@ class Stages:
         image by image.
         """
         inputs = {"model": model.digest, "victim": victim.digest if victim else None}
-        inputs |= {"gallery": dict(settings), "precision": precision, "seed": self.seed}
+        inputs |= {"gallery": decisive(settings), "precision": precision, "seed": self.seed}
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             network = model.load(precision, self.device)

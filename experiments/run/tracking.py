@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.records.record import as_json
+from experiments.records.record import Scored, as_json
 from experiments.store.disk import atomic_write
 
 log = logging.getLogger(__name__)
@@ -31,9 +30,7 @@ OWN_PHOTOS = "anticustom.identities.Folder"
 class Tracker(Protocol):
     """What the pipeline asks of a tracker."""
 
-    def track(
-        self, record: Mapping, pictures: Mapping[str, Path], folder: Path, key: str
-    ) -> str | None:
+    def track(self, record: Scored, pictures: Mapping[str, Path], folder: Path) -> str | None:
         """Show a record once, however often it is called; return where it can be seen."""
 
 
@@ -41,7 +38,7 @@ class Tracker(Protocol):
 class NoTracker:
     """Shows nothing to nobody."""
 
-    def track(self, record: Mapping, pictures: Mapping[str, Path], folder: Path, key: str) -> None:
+    def track(self, record: Scored, pictures: Mapping[str, Path], folder: Path) -> None:
         """Do nothing."""
 
 
@@ -64,15 +61,13 @@ class WandbTracker:
         if self.mode not in MODES:
             raise ValueError(f"tracker.mode is {self.mode!r}: choose one of {', '.join(MODES)}")
 
-    def track(
-        self, record: Mapping, pictures: Mapping[str, Path], folder: Path, key: str
-    ) -> str | None:
-        """Log to the run with id `key`, whose files lie in `folder/wandb`.
+    def track(self, record: Scored, pictures: Mapping[str, Path], folder: Path) -> str | None:
+        """Log to the run of the record, whose files lie in `folder/wandb`.
 
         Returns the address of the run, or the folder of the offline run, or None if all failed.
         """
         folder = Path(folder).absolute() / "wandb"
-        run_id = key if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key) else _digest(key)
+        run_id = _digest(record.name)
         pictures = dict(pictures) if self.upload_images else {}
         marker = folder / f"{run_id}.json"
         # in which of its sweeps a record is asked for makes no other run
@@ -92,7 +87,7 @@ class WandbTracker:
                 atomic_write(marker, json.dumps({"content": content, "where": where}))
             return where
 
-    def _log(self, record: Mapping, pictures: Mapping[str, Path], folder: Path, run_id: str) -> str:
+    def _log(self, record: Scored, pictures: Mapping[str, Path], folder: Path, run_id: str) -> str:
         wandb = _import_wandb(folder)
         settings = wandb.Settings(
             silent=True,
@@ -112,8 +107,8 @@ class WandbTracker:
             "project": self.project,
             "entity": self.entity,
             "id": run_id,
-            "name": "-".join(str(record[name]) for name in ("attack", "eps", "identity")),
-            "group": self.group or record["attack"],
+            "name": f"{record.attack}-{record.eps:g}-{record.identity}",
+            "group": self.group or record.attack,
             "config": _config(record),
             "dir": folder.parent,
             "settings": settings,
@@ -189,18 +184,17 @@ def _answers(url: str, seconds: float = 4) -> bool:
     return answered.is_set()
 
 
-def _config(record: Mapping) -> dict:
+def _config(record: Scored) -> dict:
     """Everything but the results: plain names on top, the resolved configuration in `config`."""
     results = {"scores", "perceptibility", "seconds", "peak_memory_bytes"}
-    return {key: value for key, value in record.items() if key not in results}
+    return {key: value for key, value in record.model_dump().items() if key not in results}
 
 
-def _scalars(record: Mapping) -> dict[str, float]:
+def _scalars(record: Scored) -> dict[str, float]:
+    data = record.model_dump()
     groups = {
-        **record["scores"],
-        "perceptibility": record["perceptibility"],
-        "seconds": record["seconds"],
-        "peak_memory_bytes": record["peak_memory_bytes"],
+        **data["scores"],
+        **{key: data[key] for key in ("perceptibility", "seconds", "peak_memory_bytes")},
     }
     return {
         f"{group}/{name}": value
@@ -210,11 +204,11 @@ def _scalars(record: Mapping) -> dict[str, float]:
     }
 
 
-def _prompt_table(record: Mapping) -> tuple[list[str], list[list]]:
+def _prompt_table(record: Scored) -> tuple[list[str], list[list]]:
     rows = [
         {"victim": arm} | row
         for arm in ("unprotected", "protected")
-        for row in record["scores"][arm]["prompts"]
+        for row in getattr(record.scores, arm).prompts
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return columns, [[row.get(name) for name in columns] for row in rows]

@@ -8,7 +8,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from experiments.setup.models import Model
-from experiments.setup.settings import Refused
+
+
+class Refused(ValueError):
+    """A configuration that cannot be run; found before any work starts."""
 
 
 def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
@@ -27,7 +30,3 @@ def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
 
 def model_of(node: Mapping, gradient_checkpointing: bool = False) -> Model:
     return Model(node["name"], node["path"], node["revision"], gradient_checkpointing)
-
-
-def without(node: Mapping, *names: str) -> dict:
-    return {key: value for key, value in node.items() if key not in names}

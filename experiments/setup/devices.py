@@ -4,7 +4,7 @@ import torch
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.setup.settings import Refused
+from experiments.setup.building import Refused
 
 
 def chosen_device(asked: str | int, neighbour: int = 0) -> str:

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from anticustom.adapters import check_layers, weights_in
 from anticustom.losses import chosen_layers
 from anticustom.model_files import decoder_layer_names, image_size
+from experiments.setup.building import Refused
 from experiments.setup.models import Model
-from experiments.setup.settings import Refused
 
 
 def size_of_all(models: Mapping[str, Model]) -> int:

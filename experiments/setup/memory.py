@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.setup.building import Refused
 from experiments.setup.memory_counting import (
     bytes_to_customize,
     bytes_to_protect,
@@ -15,7 +16,6 @@ from experiments.setup.memory_counting import (
     fake_model,
 )
 from experiments.setup.models import surrogate_precision
-from experiments.setup.settings import Refused
 
 PRESETS = Path(__file__).parents[2] / "conf" / "memory"
 NAMES = ("40gb", "24gb", "12gb")  # the first that fits changes the method least

@@ -6,6 +6,8 @@ from numbers import Real
 from typing import Any
 
 from anticustom.customizers.rare_word import rare_word
+from anticustom.sampling import check_sampler
+from experiments.setup.building import Refused, build
 
 # the stages of the command line, each with the artifacts that it makes
 PARTS = {
@@ -14,25 +16,7 @@ PARTS = {
     "eval": ("eval",),
 }
 PRECISIONS = ("float32", "mixed", "bfloat16")
-# classes of diffusers whose steps can be spaced by Karras's sigmas
-KARRAS_SAMPLERS = (
-    "DPMSolverMultistepScheduler",
-    "DEISMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-)
-# classes of diffusers that add no noise of their own, so that an image depends on its first noise
-SAMPLERS = (
-    "DDIMScheduler",
-    "PNDMScheduler",
-    *KARRAS_SAMPLERS,
-)
-COUNTS = ("images_per_prompt", "batch_size", "steps")
-
-
-class Refused(ValueError):
-    """A configuration that cannot be run; found before any work starts."""
+SAMPLER = ("steps", "guidance_scale", "scheduler", "karras_sigmas")
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
@@ -53,17 +37,15 @@ def check_settings(config: Mapping[str, Any]) -> None:
     _check_number("seed", config["seed"], int, 0)
     _check_number("clean_photos", config["clean_photos"], int, 0)
     _check_number("checkpoint_minutes", config["checkpoint_minutes"], Real, 0)
-    _check_number("class_images.count", config["class_images"]["count"], int, 1)
-    samplings = {
-        "gallery": config["gallery"],
-        "surrogate_model.gallery": config["surrogate_model"]["gallery"],
-        "customizer.base_model.gallery": config["customizer"]["base_model"]["gallery"],
+    models = {
+        "surrogate_model": config["surrogate_model"],
+        "customizer.base_model": config["customizer"]["base_model"],
     }
-    for key, sampling in samplings.items():
-        _check_sampling(key, sampling)
-    prompts = config["gallery"]["prompts"]
-    if not isinstance(prompts, list) or not prompts or len(set(prompts)) < len(prompts):
-        raise Refused(f"gallery.prompts={prompts!r}: expected a list of different prompts")
+    for key, model in models.items():
+        sampler = {name: model["gallery"][name] for name in SAMPLER}
+        check_sampler(f"{key}.gallery", **sampler)
+    build(config["class_images"])
+    prompts = build(config["gallery"]).prompts
     _check_names_the_person(prompts, config["customizer"])
 
 
@@ -77,23 +59,6 @@ def shard_of(names: Sequence[str], shard: str | None) -> list[str]:
     if not match or not int(match[1]) < int(match[2]):
         raise Refused(f"dataset.shard={shard!r}: expected k/n with 0 <= k < n, for example 0/8")
     return list(names)[int(match[1]) :: int(match[2])]
-
-
-def _check_sampling(key: str, sampling: Mapping[str, Any]) -> None:
-    for name in COUNTS:
-        _check_number(f"{key}.{name}", sampling[name], int, 1)
-    _check_number(f"{key}.guidance_scale", sampling["guidance_scale"], Real, 0)
-    scheduler = sampling["scheduler"]
-    if scheduler not in SAMPLERS:
-        raise Refused(f"{key}.scheduler={scheduler!r}: expected one of {', '.join(SAMPLERS)}")
-    karras = sampling["karras_sigmas"]
-    if not isinstance(karras, bool):
-        raise Refused(f"{key}.karras_sigmas={karras!r}: expected true or false")
-    if karras and scheduler not in KARRAS_SAMPLERS:
-        raise Refused(
-            f"{key}.karras_sigmas=true, which {scheduler} does not have: set it to false, or "
-            f"{key}.scheduler to one of {', '.join(KARRAS_SAMPLERS)}"
-        )
 
 
 def _check_names_the_person(prompts: Sequence[str], customizer: Mapping[str, Any]) -> None:

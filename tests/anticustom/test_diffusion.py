@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.setup.settings import KARRAS_SAMPLERS, SAMPLERS
+from anticustom.sampling import KARRAS_SAMPLERS, SAMPLERS
 
 
 def sampled(model, scheduler: str, **options) -> torch.Tensor:

@@ -13,10 +13,10 @@ from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
 from experiments.benchmarks import memory_table
 from experiments.benchmarks.memory_table import write_shapes
 from experiments.setup import memory, memory_counting
+from experiments.setup.building import Refused
 from experiments.setup.composing import CONF, composed
 from experiments.setup.memory import GIB, NAMES, check_fits, free_bytes
 from experiments.setup.memory_counting import of_adapters, of_weights
-from experiments.setup.settings import Refused
 
 # what a program finds free on a card of each name, in GiB
 CARDS = {"40gb": 39.4, "24gb": 23.5, "12gb": 11.6}

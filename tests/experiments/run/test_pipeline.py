@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from runs import artifacts, pipeline_of, pixels, protected, snapshot
 
-from experiments.setup.settings import Refused
+from experiments.setup.building import Refused
 
 # what readers of records rely on
 SURFACE = {

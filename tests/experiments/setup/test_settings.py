@@ -1,6 +1,7 @@
 import pytest
 
-from experiments.setup.settings import Refused, shard_of
+from experiments.setup.building import Refused
+from experiments.setup.settings import shard_of
 
 NAMES = ["a", "b", "c", "d", "e"]
 
