@@ -1,31 +1,25 @@
-"""Scores that others measured, one line of a CSV file per identity, as records marked imported."""
+"""Imports scores that others measured, from a CSV file with one line for each identity.
+
+`python -m experiments.leaderboard.imports FILE.csv ...` writes records that are marked as imported.
+"""
 
 import argparse
+import contextlib
 import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.records import record as records
-from experiments.records.naming import OWN
+from eval.metrics import METRICS
+from experiments.records.record import OWN, SCHEMA_VERSION, RecordError, Scored, record_of, write
 from experiments.store.artifacts import key_of, safe_name
 
-SETTINGS = {
-    "dataset": "text",
-    "customizer": "text",
-    "base_model": "text",
-    "surrogate_model": "text",
-    "backbone": "text",
-    "countermeasure": "text",
-    "clean_photos": "count",
-    "adversary": "text",
-    "seed": "count",
-}
+VISIBILITY = ("linf", "psnr", "ssim", "lpips")  # scores of photos; all others are of galleries
+SCORES = tuple(metric for metric in METRICS if metric not in VISIBILITY)
+LINE = {"method": "attack", "budget": "eps", "identity": "identity"}  # with their keys in a record
 DEFAULTS = {"countermeasure": "none", "clean_photos": 0, "adversary": "as_assumed", "seed": 0}
-# what a line says of itself: words of the command line and kinds of the values
-LINE = {"method": "text", "budget": records.BUDGET, "identity": "text"}
-SCORES = tuple(records.IMAGE_SCORES)
-KINDS = LINE | SETTINGS | {key: kind.rstrip("?") for key, kind in records.METRIC_KINDS.items()}
+SETTINGS = ("dataset", "customizer", "base_model", "surrogate_model", "backbone", *DEFAULTS)
+NUMBERS = ("budget", "clean_photos", "seed", *METRICS)
 
 
 class ImportRefused(ValueError):
@@ -34,153 +28,152 @@ class ImportRefused(ValueError):
 
 def imported(
     file: Path, columns: Mapping[str, str], settings: Mapping[str, str], source: str
-) -> dict[str, dict]:
-    """Return the records of a CSV file by their names; raises ImportRefused.
+) -> dict[str, Scored]:
+    """Return the records of a CSV file by their names; raise ImportRefused.
 
-    `columns` maps a name of KINDS to the heading of its column, `settings` those of SETTINGS that
-    are the same in every line. `source` says where the scores were published. An empty cell is a
-    score that was not measured.
+    `columns` maps names to headings, `settings` are the same in every line. An empty cell is a
+    score that was not measured. `source` says where the scores were published.
     """
     if not source.strip() or source == OWN:
         raise ImportRefused(f"--source {source!r}: say where the scores were published")
-    fixed = {key: _parsed(text, key, f"--settings {key}") for key, text in settings.items()}
-    _refuse_incomplete(columns, settings)
-    found: dict[str, dict] = {}
-    with Path(file).open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
+    _check_names(columns, settings)
+    fixed = {key: _value(text, key, f"--settings {key}") for key, text in settings.items()}
+    records: dict[str, Scored] = {}
+    for number, row in _rows(Path(file), columns):
+        where = f"{file}: line {number}"
+        values = DEFAULTS | fixed
         for key, heading in columns.items():
-            if heading not in (reader.fieldnames or []):
-                there = ", ".join(reader.fieldnames or ["nothing"])
-                raise ImportRefused(
-                    f"{file}: line 1: no column {heading!r} for {key}; it has {there}"
-                )
-        _refuse_twice(reader.fieldnames, f"{file}: line 1: column")
-        for row in reader:
-            where = f"{file}: line {reader.line_num}"
-            if None in row or None in row.values():
-                raise ImportRefused(
-                    f"{where}: {'more' if None in row else 'fewer'} cells than headings; put a "
-                    "comma within a cell between quotes"
-                )
-            values = DEFAULTS | fixed
-            for key, heading in columns.items():
-                text = row[heading].strip()
-                if text or key in LINE or key in SETTINGS:
-                    values[key] = _parsed(text, key, f"{where}: column {heading!r}")
-            origin = {"source": source, "file": Path(file).name, "line": reader.line_num}
-            record = _record(values, origin)
-            name = _name(record)
-            if name in found:
-                other = found[name]["imported"]["line"]
-                raise ImportRefused(
-                    f"{where}: column {columns['identity']!r}: method, budget, identity and seed "
-                    f"of line {other} again; put different seeds into a column"
-                )
-            try:
-                records.check(record, Path(where))
-            except records.RecordError as error:
-                raise ImportRefused(str(error)) from None
-            found[name] = record
-    if not found:
+            if row[heading].strip() or key not in METRICS:
+                values[key] = _value(row[heading].strip(), key, f"{where}: column {heading!r}")
+        record = _record(values, {"source": source, "file": Path(file).name, "line": number}, where)
+        if record.name in records:
+            raise ImportRefused(
+                f"{where}: method, budget, identity and seed of line "
+                f"{records[record.name].imported.line} again; put different seeds into a column"
+            )
+        records[record.name] = record
+    if not records:
         raise ImportRefused(f"{file}: line 2: no line below the headings")
-    return found
+    return records
 
 
-def _refuse_incomplete(columns: Mapping[str, str], settings: Mapping[str, str]) -> None:
-    known = {"--columns": (columns, KINDS), "--settings": (settings, SETTINGS)}
-    for option, (given, allowed) in known.items():
-        if unknown := [key for key in given if key not in allowed]:
+def _check_names(columns: Mapping[str, str], settings: Mapping[str, str]) -> None:
+    known = {
+        "--columns": (columns, (*LINE, *SETTINGS, *METRICS)),
+        "--settings": (settings, SETTINGS),
+    }
+    for option, (names, allowed) in known.items():
+        if unknown := [name for name in names if name not in allowed]:
             raise ImportRefused(
                 f"{option} {unknown[0]}=...: unknown, expected any of {', '.join(allowed)}"
             )
     if both := sorted(columns.keys() & settings.keys()):
         raise ImportRefused(f"{both[0]} is among --columns and among --settings: name it once")
-    for key in (*LINE, *SETTINGS):
-        if key not in columns and key not in settings and key not in DEFAULTS:
-            more = "" if key in LINE else f", or --settings {key}=... for all lines"
-            raise ImportRefused(f"{key} is missing: name its column in --columns {key}=...{more}")
-    if not any(key in columns for key in SCORES):
+    if missing := {*LINE, *SETTINGS} - columns.keys() - settings.keys() - DEFAULTS.keys():
+        name = min(missing, key=(*LINE, *SETTINGS).index)
+        hint = "" if name in LINE else f", or --settings {name}=... for all lines"
+        raise ImportRefused(f"{name} is missing: name its column in --columns {name}=...{hint}")
+    if not columns.keys() & set(SCORES):
         raise ImportRefused(f"--columns names no score: add any of {', '.join(SCORES)}")
 
 
-def _parsed(text: str, key: str, where: str) -> str | float:
-    kind = KINDS[key]
-    if kind == "text":
-        value: str | float = text
-        fits = bool(text)
-    else:
-        try:
-            value = int(text) if kind == "count" else float(text)
-        except ValueError:
-            fits = False
-        else:
-            fits = records.KINDS[kind](value) and abs(value) < float("inf") and "_" not in text
-    if not fits:
-        more = {"text": ", which may not be empty"}.get(kind, "")
-        more = " (25 % is 0.25)" if key == "fdfr" else more
-        raise ImportRefused(f"{where} is {text!r}, expected a {kind}{more}")
-    return value
+def _rows(file: Path, columns: Mapping[str, str]):
+    """Yield the number and the cells of each line below the headings."""
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines)
+        headings = reader.fieldnames or []
+        for key, heading in columns.items():
+            if heading not in headings:
+                raise ImportRefused(
+                    f"{file}: line 1: no column {heading!r} for {key}; it has "
+                    f"{', '.join(headings) or 'nothing'}"
+                )
+        _refuse_twice(headings, f"{file}: line 1: column")
+        for row in reader:
+            if None in row or None in row.values():
+                raise ImportRefused(
+                    f"{file}: line {reader.line_num}: {'more' if None in row else 'fewer'} cells "
+                    "than headings; put a comma within a cell between quotes"
+                )
+            yield reader.line_num, row
 
 
-def _record(values: Mapping[str, str | float], origin: Mapping) -> dict:
-    names = [key for key in SETTINGS if key not in ("backbone", "seed")]
-    return {
-        "schema_version": records.SCHEMA_VERSION,
-        "imported": origin,
-        "identity": values["identity"],
-        "attack": values["method"],
-        "eps": values["budget"],
-        **{key: values[key] for key in names},
-        "seed": values["seed"],
+def _value(text: str, key: str, where: str) -> str | int | float:
+    """Return a cell's text or number; the record refuses what is neither."""
+    if not text:
+        raise ImportRefused(f"{where} is empty, expected a value")
+    if key not in NUMBERS or "_" in text:
+        return text
+    with contextlib.suppress(ValueError):
+        return int(text) if key in ("clean_photos", "seed") else float(text)
+    return text
+
+
+def _record(values: Mapping[str, str | float], origin: Mapping, where: str) -> Scored:
+    """Return the record of a line; its name is that of the place of its scores.
+
+    A corrected file so replaces its records.
+    """
+    names = {key: values[key] for key in SETTINGS if key != "backbone"}
+    names |= {LINE[key]: values[key] for key in LINE}
+    place = {**names, "backbone": values["backbone"], "source": origin["source"]}
+    key = key_of("imported", SCHEMA_VERSION, place)
+    entries = {
+        "schema_version": SCHEMA_VERSION,
+        "name": safe_name(
+            "_".join(("imported", names["dataset"], names["identity"], names["attack"], key))
+        ),
+        **names,
+        "method": names["attack"],
+        "row": {
+            "setting": key_of("setting", 1, {"source": origin["source"]}),
+            "method": key_of("method", 1, {"method": names["attack"]}),
+        },
         "scorer": {"backbone": values["backbone"]},
         "scores": {"protected": {key: values[key] for key in SCORES if key in values}},
-        "perceptibility": {key: values[key] for key in records.VISIBILITY if key in values},
+        "perceptibility": {key: values[key] for key in VISIBILITY if key in values},
+        "imported": dict(origin),
     }
-
-
-def _name(record: Mapping) -> str:
-    """One name for what was scored, so that a corrected file replaces its records."""
-    unlike = ("imported", "scores", "perceptibility")
-    what = {key: value for key, value in record.items() if key not in unlike}
-    key = key_of(
-        "imported", records.SCHEMA_VERSION, what | {"source": record["imported"]["source"]}
-    )
-    parts = ("imported", record["dataset"], record["identity"], record["attack"], key)
-    return safe_name("_".join(parts))
+    try:
+        return record_of(entries, where)
+    except RecordError as error:
+        hint = " (25 % is 0.25)" if "fdfr is" in str(error) else ""
+        raise ImportRefused(f"{error}{hint}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    command = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="python -m experiments.leaderboard.imports", description=__doc__, allow_abbrev=False
     )
-    command.add_argument("file", type=Path, metavar="FILE.csv")
-    command.add_argument(
+    parser.add_argument("file", type=Path, metavar="FILE.csv")
+    parser.add_argument(
         "--columns",
         nargs="+",
         required=True,
         metavar="NAME=HEADING",
-        help=f"the column of each of {', '.join(KINDS)}; budget in grey levels",
+        help=f"columns of {', '.join((*LINE, *SETTINGS, *METRICS))}; budget in grey levels",
     )
-    command.add_argument(
+    parser.add_argument(
         "--settings",
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help=f"what is the same in all lines, of {', '.join(SETTINGS)}",
+        help=f"the same in all lines, of {', '.join(SETTINGS)}",
     )
-    command.add_argument("--source", required=True, help="where the scores were published")
-    command.add_argument("--output-dir", type=Path, default=Path("outputs"))
-    asked = command.parse_args(arguments)
-    folder = asked.output_dir / "records"
+    parser.add_argument("--source", required=True, help="where the scores were published")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"))
+    options = parser.parse_args(arguments)
+    folder = options.output_dir / "records"
     try:
-        found = imported(asked.file, _pairs(asked.columns), _pairs(asked.settings), asked.source)
-        for name, record in found.items():
-            records.write(record, folder, name)
+        pairs = (_pairs(options.columns), _pairs(options.settings))
+        records = imported(options.file, *pairs, options.source)
+        for record in records.values():
+            write(record, folder)
     except (ImportRefused, OSError) as error:
         sys.exit(f"error: {error}")
     except (csv.Error, UnicodeDecodeError) as error:
-        sys.exit(f"error: {asked.file}: not a CSV file in UTF-8 ({error})")
-    print(f"{len(found)} records in {folder}")
+        sys.exit(f"error: {options.file}: not a CSV file in UTF-8 ({error})")
+    print(f"{len(records)} records in {folder}")
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
@@ -190,10 +183,10 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-def _refuse_twice(names: Sequence[str], what: str) -> None:
+def _refuse_twice(names: Sequence[str], place: str) -> None:
     for name in names:
-        if names.count(name) > 1:
-            raise ImportRefused(f"{what} {name!r} stands there twice")
+        if list(names).count(name) > 1:
+            raise ImportRefused(f"{place} {name!r} stands there twice")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Copies records into the committed folder: `python -m experiments.leaderboard.publish [PATH ...]`.
+"""Publishes records: `python -m experiments.leaderboard.publish [PATH ...]`.
 
-A PATH is a record, a folder of records, or an output_dir that has `records`. Beside a record of
-embedded people goes a strip of small pictures, one strip for each configuration; pictures of
-anybody else are never copied.
+A PATH is a record, a folder of records, or an output_dir that has `records`.
+The records join the committed folder, and no path of this machine goes with them.
+A method at the budget of its strip, and without one yet, gains a strip of small pictures.
+Only pictures of embedded people are published.
 """
 
 import argparse
@@ -12,95 +13,158 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from PIL import Image
 
-from experiments.leaderboard.board import RECORDS, read
-from experiments.leaderboard.samples import twins
-from experiments.records import record as records
-from experiments.records.naming import Configuration, configurations
-from experiments.records.record import files_of, natural
+from experiments.records.published import (
+    images_of,
+    read_all,
+    read_folder,
+    read_images,
+    write_folder,
+)
+from experiments.records.record import Record, RecordError, Scored, files_of, natural
 from experiments.store.artifacts import MANIFEST, Artifact, safe_name
 from experiments.store.disk import StoreError, atomic_write
 
-INVENTED_PEOPLE = "anticustom.identities.Portraits"
+RESULTS = Path(__file__).parents[1] / "results"
+INVENTED_PEOPLE = "Portraits"  # the class that draws them: a data set may have any name
+STRIP_EPS = 8
 TILE, GAP, GROUP_GAP = 72, 2, 10  # pixels
 PHOTOS, SAMPLES = 2, 4  # pictures of each group
 QUALITY = 80
+PATHS = ("root", "path", "target")  # settings that may hold a path of this machine
+HIDDEN = "PATH"
 
 
-def publish(files: Sequence[Path], target: Path) -> list[Path]:
-    """Copy records and what strips they need to `target`; return the files written.
+def publish(files: Iterable[Path], results: Path, replace: bool = False) -> tuple[int, int]:
+    """Add records to the folders `records` and `strips` of `results`; return how many of each.
 
-    Everything is read and validated before the first file is written. Raises RecordError for a
-    record that the leaderboard would refuse beside those that are there.
+    All records are checked before the first file is written. A record of the same row, identity
+    and seed as a committed one replaces it with `replace`; without, RecordError is raised.
     """
-    chosen = {path.stem: (path, without_paths(records.read(path))) for path in files}
-    committed, strips = read(target)
-    together = committed | {name: record for name, (_, record) in chosen.items()}
-    configured = configurations(together)
-    for pair in twins(together, configured):
-        old, new = sorted(pair, key=lambda name: name in chosen)
-        files_of_pair = [chosen[k][0] if k in chosen else target / f"{k}.json" for k in (old, new)]
-        raise records.RecordError(_twin(*files_of_pair, together[new]))
-    shown = {configured[name] for name in strips}
-    to_show = _to_show({name: record for name, (_, record) in chosen.items()}, configured, shown)
-    made = {name: strip_of(*chosen[name]) for name in to_show}
-    written = [records.write(record, target, name) for name, (_, record) in chosen.items()]
-    return written + [
-        atomic_write(target / f"{k}.jpg", strip) for k, strip in made.items() if strip
-    ]
+    paths = {path.stem: path for path in files}
+    chosen = read_all(paths.values())
+    committed = read_folder(results / "records")
+    replaced = _twins(chosen, committed)
+    if replaced and not replace:
+        name, twin = next(iter(replaced.items()))
+        raise RecordError(
+            f"{paths.get(name, name)}: the committed {twin} is of {_place_in_words(chosen[name])}: "
+            "--replace puts this one in its place; or leave this one out"
+        )
+    for name, twin in _twins(chosen, chosen).items():
+        raise RecordError(
+            f"{paths.get(name, name)}: {paths.get(twin, twin)} is of "
+            f"{_place_in_words(chosen[name])}; leave one out"
+        )
+    committed = {k: record for k, record in committed.items() if k not in replaced.values()}
+    strips = {
+        name: strip_of(chosen[name], paths[name]) for name in _to_show(chosen, committed, results)
+    }
+    records = committed | {name: without_paths(record) for name, record in chosen.items()}
+    fresh = images_of([record for record in chosen.values() if isinstance(record, Record)])
+    images = read_images(results / "records")
+    images = images[images.record.isin(records.keys() - set(fresh.record))]
+    images = pd.concat([images, fresh]) if len(images) else fresh
+    write_folder(records, images, results / "records")
+    for twin in replaced.values():
+        (results / "strips" / f"{twin}.jpg").unlink(missing_ok=True)
+    strips = {name: strip for name, strip in strips.items() if strip}
+    for name, strip in strips.items():
+        atomic_write(results / "strips" / f"{name}.jpg", strip)
+    return len(chosen), len(strips)
 
 
-def without_paths(record: Mapping) -> dict:
-    """The record with a command that names run.py, wherever it lay."""
-    words = shlex.split(record.get("command", ""))
+def _twins(records: Mapping[str, Scored], others: Mapping[str, Scored]) -> dict[str, str]:
+    """Return the names of records, each with another one of its row, identity and seed."""
+    places = {(r.row_key, r.identity, r.seed): name for name, r in others.items()}
+    twins = {name: places.get((r.row_key, r.identity, r.seed)) for name, r in records.items()}
+    return {name: twin for name, twin in twins.items() if twin not in (None, name)}
+
+
+def _place_in_words(record: Scored) -> str:
+    return f"the same row, identity ({record.identity}) and seed ({record.seed})"
+
+
+def without_paths(record: Scored) -> Scored:
+    """Return the record without the paths of the machine that it was made on."""
+    if not isinstance(record, Record):
+        return record
+    config = _without_paths(record.config) | {"output_dir": "outputs"}
+    kept = set(_texts(config))
+    words = shlex.split(record.command)
     if len(words) > 1 and Path(words[1]).name == "run.py":
         words[1] = "run.py"
-        return {**record, "command": shlex.join(words)}
-    return dict(record)
+    cleaned = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key.lstrip("+") == "output_dir":
+            continue
+        is_path = equals and key.rpartition(".")[2] in PATHS and value not in kept
+        cleaned.append(f"{key}={HIDDEN}" if is_path else word)
+    return record.model_copy(update={"config": config, "command": shlex.join(cleaned)})
 
 
-def _twin(old: Path, new: Path, record: Mapping) -> str:
-    return (
-        f"{new}: {old} is of the same configuration, identity ({record['identity']}) and seed "
-        f"({record['seed']}); delete that one if this replaces it, or leave this one out"
-    )
+def _without_paths(node: Mapping) -> dict[str, Any]:
+    cleaned = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            cleaned[key] = _without_paths(value)
+        else:
+            cleaned[key] = HIDDEN if key in PATHS and _is_path(value, node) else value
+    return cleaned
+
+
+def _is_path(value: object, node: Mapping) -> bool:
+    """Whether a setting is a path: a repository of the hub has a revision beside its name."""
+    return isinstance(value, str) and bool(set("/\\~") & set(value)) and not node.get("revision")
+
+
+def _texts(node: object) -> Iterable[str]:
+    if isinstance(node, Mapping):
+        for value in node.values():
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
 
 
 def _to_show(
-    found: Mapping[str, Mapping],
-    configured: Mapping[str, Configuration],
-    shown: Set[Configuration],
+    records: Mapping[str, Scored], committed: Mapping[str, Scored], results: Path
 ) -> list[str]:
-    """For each configuration that has no strip yet, the record of its first identity that may."""
-    done = set(shown)
-    order = sorted(found, key=lambda name: (natural(found[name]["identity"]), name))
-    wanted = []
-    for name in order:
-        if configured[name] not in done and may_be_shown(found[name]):
-            done.add(configured[name])
-            wanted.append(name)
-    return wanted
+    """Return for each method without a strip the record of its first identity that may have one.
 
-
-def may_be_shown(record: Mapping) -> bool:
-    """Whether the record's people are the embedded ones, by the class that drew them: a data set
-    may have any name.
+    A strip shows a method as it is chosen, at one budget, under the adversary that it assumes.
     """
-    dataset = record.get("config", {}).get("dataset", {})
-    return "imported" not in record and dataset.get("_target_") == INVENTED_PEOPLE
+    strips = {path.stem for path in (results / "strips").glob("*.jpg")}
+    shown = {record.method for name, record in committed.items() if name in strips}
+    names = []
+    for name in sorted(records, key=lambda name: (natural(records[name].identity), name)):
+        record = records[name]
+        if record.method not in shown and _may_be_shown(record):
+            shown.add(record.method)
+            names.append(name)
+    return names
 
 
-def strip_of(path: Path, record: Mapping) -> bytes | None:
-    """A JPEG of the record's protected photos and both victims' images, from the store of the run
-    that wrote `path`; None where the store has them no longer.
+def _may_be_shown(record: Scored) -> bool:
+    plain = (record.method, record.eps, record.details) == (record.attack, STRIP_EPS, "")
+    untouched = record.countermeasure == "none" and record.adversary == "as_assumed"
+    if not (plain and untouched and not record.clean_photos and isinstance(record, Record)):
+        return False
+    return record.config["dataset"]["_target_"].rpartition(".")[2] == INVENTED_PEOPLE
+
+
+def strip_of(record: Record, path: Path) -> bytes | None:
+    """Return a JPEG of the record's protected photos and of both victims' images.
+
+    The pictures come from the store of the run that wrote `path`; None where they are gone.
     """
-    if not may_be_shown(record):
-        raise ValueError(f"{path}: pictures of dataset={record['dataset']} are not published")
-    store, digests = path.parent.parent / "store", record["digests"]
+    store, digests = path.parent.parent / "store", record.digests
     groups = [
         _pictures(store / "protect", digests.get("protected"), PHOTOS),
         _pictures(store / "gallery", digests.get("gallery_unprotected"), SAMPLES),
@@ -125,7 +189,7 @@ def strip_of(path: Path, record: Mapping) -> bytes | None:
 
 
 def _pictures(stage: Path, digest: str | None, count: int) -> list[Path]:
-    """`count` evenly spread PNG files of the artifact with this digest, or none."""
+    """Return `count` evenly spread PNG files of the artifact with this digest, or none."""
     artifact = _artifacts(stage).get(digest)
     files = [file for file in artifact.files if file.suffix == ".png"] if artifact else []
     count = min(count, len(files))
@@ -134,29 +198,30 @@ def _pictures(stage: Path, digest: str | None, count: int) -> list[Path]:
 
 @functools.cache  # a store has thousands, and each of many strips looks for three
 def _artifacts(stage: Path) -> dict[str, Artifact]:
-    """The finished artifacts of a stage by their digest; damaged ones, which the store has set
-    aside under other names, are none.
-    """
-    found = []
+    """Return the finished artifacts of a stage by their digests, without those set aside."""
+    artifacts = {}
     for path in sorted(stage.glob(f"*/[!.]*/{MANIFEST}")):
-        # damaged since, which no run has seen yet
+        # a manifest may have been damaged since, and no run has seen it yet
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             artifact = Artifact(path.parent, json.loads(path.read_text()))
-            found.append((artifact.digest, artifact, safe_name(artifact.manifest["unit"])))
-    return {digest: artifact for digest, artifact, name in found if artifact.path.name == name}
+            if path.parent.name == safe_name(artifact.manifest["unit"]):
+                artifacts[artifact.digest] = artifact
+    return artifacts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="*", type=Path, default=[Path("outputs/records")])
-    parser.add_argument("--target", type=Path, default=RECORDS)
-    asked = parser.parse_args(arguments)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder to publish into")
+    parser.add_argument(
+        "--replace", action="store_true", help="put records in the place of committed ones"
+    )
+    options = parser.parse_args(arguments)
     try:
-        written = publish(files_of(asked.paths), asked.target)
-    except (records.RecordError, StoreError, OSError) as error:
+        records, strips = publish(files_of(options.paths), options.results, options.replace)
+    except (RecordError, StoreError, OSError) as error:
         sys.exit(f"error: {error}")
-    strips = sum(path.suffix == ".jpg" for path in written)
-    print(f"{len(written) - strips} records and {strips} strips of pictures -> {asked.target}")
+    print(f"{records} records and {strips} strips of pictures -> {options.results}")
 
 
 if __name__ == "__main__":

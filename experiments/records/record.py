@@ -139,6 +139,8 @@ class Scored(Part):
     @validator(mode="after")
     def _faces_counted(self) -> "Scored":
         given = self.scores.protected.model_fields_set
+        if not given:
+            raise ValueError("scores.protected is empty, expected a score")
         if "ism" in given and (missing := [key for key in BESIDE_ISM if key not in given]):
             raise ValueError(
                 f"scores.protected.ism stands without {' and '.join(missing)}, which say what "
@@ -148,8 +150,16 @@ class Scored(Part):
 
     @property
     def source(self) -> str:
-        """Where the scores come from."""
+        """The publication that the scores come from."""
         return OWN
+
+    @property
+    def row_key(self) -> tuple:
+        """All that records of one row of the leaderboard share."""
+        setting = (self.dataset, self.customizer, self.base_model, self.countermeasure)
+        setting += (self.clean_photos, self.adversary, self.surrogate_model)
+        setting += (self.scorer.backbone, self.source, self.row.setting)
+        return (*setting, float(self.eps), self.row.method)
 
 
 class Origin(Part):
