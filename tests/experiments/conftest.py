@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from runs import SIMAC, Finished
 
+from experiments.records.naming import row_of
+from experiments.records.record import Imported, Scored, record_of
+from experiments.store.artifacts import key_of
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -91,81 +95,114 @@ def aspl() -> list[str]:
 
 @pytest.fixture(scope="session")
 def made_up():
-    """Call it for a record of scores that nobody measured; keywords replace its entries."""
+    """Call it for a record of scores that nobody measured; keywords replace its entries.
 
-    def record(retention=0.5, *, fdfr=0.0, psnr=33.0, unprotected=0.8, config=None, **entries):
-        attack = {"_target_": "anticustom.attacks.pgd.PGD", "steps": 6}
+    Keywords in `config` and `digests` replace entries of these. The digests of the record's row
+    follow from its attack and configuration. With `imported` the record is an imported one.
+    """
+    return _made_up
 
-        def arm(retention, fdfr):
-            scores = {"ism": 0.6, "ism_failures_as_0": 0.6 * (1 - fdfr), "fdfr": fdfr}
-            scores |= {"identity_retention": retention, "brisque": 30.0, "ser_fiq": None}
-            return scores | {"prompts": [{"prompt": "a photo", "fdfr": fdfr}], "images": []}
 
-        made = {
-            "schema_version": 1,
-            "command": "python run.py",
-            "created_at": "2026-11-21T12:00:00+00:00",
-            "versions": {"torch": "2.15.0"},
-            "machine": {"gpu": None, "torch_threads": 1},
-            "dataset": "portraits",
-            "identity": "0",
-            "attack": "simac",
-            "eps": 8,
-            "loss": "feature_interference",
-            "timestep_policy": "adaptive_greedy",
-            "surrogate_model": "tiny",
-            "countermeasure": "none",
-            "clean_photos": 0,
-            "adversary": "as_assumed",
-            "customizer": "dreambooth",
-            "seed": 0,
-            "config": {
-                "attack": attack,
-                "customizer": {"steps": 300, "base_model": {"name": "tiny"}},
-                "gallery": {"prompts": ["a photo"], "guidance_scale": 7.5},
-                "class_images": {"count": 32},
-                "countermeasure": {"_target_": "anticustom.countermeasures.Unchanged"},
-                "dataset": {"_target_": "anticustom.identities.Portraits", "photos_per_set": 4},
-                "metrics": {"backbone": "sface"},
-                "precision": "float32",
-                **(config or {}),
-            },
-            "digests": {"base_model": "ab", "surrogate_model": "ab"},
-            "seconds": {"protect": 1.0, "customize": 2.0, "evaluate": 3.0},
-            "peak_memory_bytes": {"cpu": 1, "cuda": None},
-            "scorer": {"backbone": "sface"},
-            "scores": {"protected": arm(retention, fdfr), "unprotected": arm(unprotected, 0.0)},
-            "perceptibility": {"linf": 8, "psnr": psnr, "ssim": 0.9, "images": []},
-        }
-        return made | entries
+def _made_up(
+    retention=0.5, *, fdfr=0.0, psnr=33.0, unprotected=0.8, config=None, digests=None, **entries
+) -> Scored:
+    attack = entries.get("attack", "simac")
+    config = {
+        "attack": {"_target_": "anticustom.attacks.pgd.PGD", "steps": 6},
+        "surrogate_model": {"gallery": {"steps": 20}},
+        "customizer": {"steps": 300, "base_model": {"name": "tiny", "gallery": {"steps": 20}}},
+        "gallery": {"prompts": ["a photo"], "guidance_scale": 7.5},
+        "class_images": {"count": 32},
+        "countermeasure": {"_target_": "anticustom.countermeasures.Unchanged"},
+        "dataset": {"_target_": "anticustom.identities.Portraits", "photos_per_set": 4},
+        "metrics": {"backbone": "sface"},
+        "precision": "float32",
+        **(config or {}),
+    }
+    digests = {"base_model": "ab", "surrogate_model": "ab", "scorer": {}, **(digests or {})}
+    stages = {"protect": 2, "customize": 1}
+    row = row_of(config, digests, stages)
+    # a preset of another name has other settings
+    row["method"] = key_of("method", 1, {"attack": attack, "row": row["method"]})
+    arms = {"protected": _arm(retention, fdfr), "unprotected": _arm(unprotected, 0.0)}
+    data = {
+        "schema_version": 2,
+        "dataset": "portraits",
+        "identity": "0",
+        "attack": attack,
+        "method": attack,
+        "eps": 8,
+        "surrogate_model": "tiny",
+        "base_model": "tiny",
+        "countermeasure": "none",
+        "clean_photos": 0,
+        "adversary": "as_assumed",
+        "customizer": "dreambooth",
+        "row": row,
+        "seed": 0,
+        "scorer": {"backbone": "sface"},
+        "scores": arms,
+        "perceptibility": {"linf": 8, "psnr": psnr, "ssim": 0.9, "images": []},
+        "command": "python run.py",
+        "experiment": None,
+        "created_at": "2026-11-21T12:00:00+00:00",
+        "versions": {"torch": "2.15.0"},
+        "stages": stages,
+        "made_with": {},
+        "machine": {"gpu": None, "torch_threads": 1},
+        "processors": dict.fromkeys(("protect", "protected", "unprotected"), "a processor"),
+        "loss": "feature_interference",
+        "timestep_policy": "adaptive_greedy",
+        "photos": 4,
+        "config": config,
+        "digests": digests,
+        "seconds": {"protect": 1.0, "customize": 2.0, "evaluate": 3.0},
+        "peak_memory_bytes": {"cpu": 1, "cuda": None},
+        **entries,
+    }
+    if "imported" in data:
+        data = {key: data[key] for key in Imported.model_fields if key in data}
+    return record_of({"name": key_of("record", 1, data), **data}, "made up")
 
-    return record
+
+def _arm(retention, fdfr) -> dict:
+    return {
+        "ism": 0.6,
+        "ism_failures_as_0": 0.6 * (1 - fdfr),
+        "fdfr": fdfr,
+        "identity_retention": retention,
+        "brisque": 30.0,
+        "ser_fiq": None,
+        "prompts": [{"prompt": "a photo", "fdfr": fdfr}],
+        "images": [],
+    }
 
 
 @pytest.fixture(scope="session")
 def benchmark_of(made_up):
-    """Call it for named records of methods on identities: `levels` maps a method to how far it
-    lowers the retention, `spread` is how much that differs between identities.
+    """Call it for records of methods on identities: `levels` maps a method to how far it lowers
+    the retention, `spread` is how much that differs between identities.
     """
 
     def records(levels, *, identities=12, eps=(8,), spread=0.02, **entries):
-        found = {}
+        made = []
         for method, level in levels.items():
             for budget in eps:
                 for i in range(identities):
-                    # no two alike: tests of tied differences take a second each
                     wobble = spread * random.Random(f"{method} {i}").uniform(-1, 1)
                     clean = 0.7 + 0.01 * (i % 5)
-                    found[f"{method}_{budget}_{i}"] = made_up(
-                        round(clean - level * budget / 8 + wobble, 6),
-                        unprotected=round(clean, 6),
-                        attack=method,
-                        eps=budget,
-                        identity=str(i),
-                        psnr=38.0 - budget,
-                        command=f"python run.py attack={method} dataset.identities=[{i}]",
-                        **entries,
+                    made.append(
+                        made_up(
+                            round(clean - level * budget / 8 + wobble, 6),
+                            unprotected=round(clean, 6),
+                            attack=method,
+                            eps=budget,
+                            identity=str(i),
+                            psnr=38.0 - budget,
+                            command=f"python run.py attack={method} dataset.identities=[{i}]",
+                            **entries,
+                        )
                     )
-        return found
+        return made
 
     return records
