@@ -130,7 +130,7 @@ def differences(parts: Mapping, usual: Mapping, settings: Mapping) -> str:
 
 
 def _flat(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping) and (value or not key):
         for name, item in value.items():
             yield from _flat(item, f"{key}.{name}" if key else name)
     else:

@@ -16,6 +16,7 @@ from experiments.store.disk import atomic_write
 SCHEMA_VERSION = 2
 OWN = "this project"
 BESIDE_ISM = ("fdfr", "ism_failures_as_0")
+CONFIGURED = ("attack", "customizer", "dataset", "gallery", "precision")
 
 
 class RecordError(ValueError):
@@ -211,6 +212,12 @@ class Record(Scored):
     seconds: Duration
     peak_memory_bytes: dict[str, Any]
 
+    @validator(mode="after")
+    def _configured(self) -> "Record":
+        if missing := [key for key in CONFIGURED if key not in self.config]:
+            raise ValueError(f"config.{missing[0]} is missing")
+        return self
+
 
 def record_of(data: object, where: str) -> Scored:
     """Return the record that `data` describes; raise RecordError, whose message begins with
@@ -259,7 +266,10 @@ def as_json(record: Scored, indent: int | None = None) -> str:
     data = record.model_dump(exclude_unset=True)
     data = {"schema_version": SCHEMA_VERSION} | data
     rounded = {key: item if key == "config" else _rounded(item) for key, item in data.items()}
-    return json.dumps(rounded, ensure_ascii=False, allow_nan=False, indent=indent) + "\n"
+    try:
+        return json.dumps(rounded, ensure_ascii=False, allow_nan=False, indent=indent) + "\n"
+    except ValueError as error:
+        raise RecordError(f"record {record.name}: a value is not finite ({error})") from None
 
 
 def _rounded(value: object) -> object:

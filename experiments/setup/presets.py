@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.records.naming import differences, method_parts, setting_parts, without
-from experiments.setup.composing import composed
+from experiments.setup.composing import composed, resolved
 
 # groups whose values are named one by one, or decide no number
 UNNAMED = ("experiment", "quirk", "memory", "tracker")
@@ -54,10 +54,7 @@ def _preset(
         if option and "@" not in group and "/" not in group and group not in (*UNNAMED, *skipped)
     ]
     config = _composed([*words, f"precision={precision}"])
-    choices = config.hydra.runtime.choices
-    OmegaConf.set_struct(config, False)
-    del config["hydra"]
-    return OmegaConf.to_container(config, resolve=True), choices
+    return resolved(config), config.hydra.runtime.choices
 
 
 def _composed(words: list[str]) -> DictConfig:

@@ -1,12 +1,19 @@
-import copy
 import json
 
 import pytest
 
-from experiments.records.record import RecordError, as_json, read, read_all, write
+from experiments.records.record import (
+    RecordError,
+    as_json,
+    files_of,
+    natural,
+    read,
+    record_of,
+    write,
+)
 
 
-def scores():
+def scores(**changes):
     return {
         "ism": 0.123456789,
         "ism_failures_as_0": 0.1,
@@ -14,8 +21,11 @@ def scores():
         "brisque": 31.5,
         "ser_fiq": None,
         "identity_retention": 0.5,
+        "ser_fiq_raw": 0.8,
+        "clipiqa": 0.7,
         "prompts": [{"prompt": "a photo of sks person", "ism": 0.1}],
-        "images": [{"name": "0.png", "ism": None}],
+        "images": [{"image": "0.png", "ism": None}],
+        **changes,
     }
 
 
@@ -31,155 +41,131 @@ def record(made_up):
     )
 
 
+@pytest.fixture
+def changed(record, tmp_path):
+    """Call it with a dotted key and a value (none: without the key) for the file of that record."""
+
+    def write_changed(key, *value):
+        data = json.loads(as_json(record))
+        target = data
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target[parent]
+        if value:
+            target[last] = value[0]
+        else:
+            del target[last]
+        file = tmp_path / "x.json"
+        file.write_text(json.dumps(data))
+        return file
+
+    return write_changed
+
+
 def test_a_record_comes_back_as_it_was_written(record, tmp_path):
-    path = write(record, tmp_path / "records", "zoe")
-    assert path == tmp_path / "records" / "zoe.json"
+    path = write(record, tmp_path / "records")
+    assert path == tmp_path / "records" / f"{record.name}.json"
     loaded = read(path)
-    assert list(loaded) == list(record)
-    assert loaded["config"] == record["config"]
-    assert loaded["scores"]["protected"]["ism"] == 0.123457
-    assert loaded["seconds"] == {"protect": 12.3457, "customize": 60, "evaluate": None}
-    assert loaded["peak_memory_bytes"]["cpu"] == 123456789012
+    assert loaded.config == record.config
+    assert loaded.scores.protected.ism == 0.123457
+    assert loaded.scores.protected.numbers["clipiqa"] == 0.7
+    assert loaded.seconds.model_dump() == {"protect": 12.3457, "customize": 60, "evaluate": None}
+    assert loaded.peak_memory_bytes["cpu"] == 123456789012
     assert "Zoë" in path.read_text(encoding="utf-8")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert (data["schema_version"], data["perceptibility"]["linf"]) == (2, 8)
+    assert write(loaded, tmp_path).read_bytes() == path.read_bytes()
 
 
-def test_equal_records_are_equal_files(record, tmp_path):
-    first = write(record, tmp_path, "a").read_bytes()
-    assert write(read(tmp_path / "a.json"), tmp_path, "b").read_bytes() == first
-    assert as_json(record).encode() == first
-
-
-def test_a_row_is_a_line(record, tmp_path):
-    text = write(record, tmp_path, "x").read_text(encoding="utf-8")
-    assert '        {"prompt": "a photo of sks person", "ism": 0.1}\n' in text
-    assert '      "fdfr": 0.25,\n' in text
-
-
-def test_an_imported_record_needs_no_run_but_its_scores(record, tmp_path):
-    kept = ("schema_version", "dataset", "identity", "attack", "eps", "surrogate_model", "seed")
-    kept += ("countermeasure", "clean_photos", "adversary", "customizer", "scorer")
-    imported = {key: record[key] for key in kept} | {"base_model": "sd21"}
-    imported |= {"imported": {"source": "a paper", "file": "x.csv", "line": 2}}
-    imported |= {"scores": {"protected": {"fdfr": 0.5}}, "perceptibility": {"psnr": 30.0}}
-    path = write(imported, tmp_path, "x")
-    assert read(path) == imported
+def test_an_imported_record_needs_no_run_but_its_scores(made_up, tmp_path):
+    origin = {"source": "a paper", "file": "x.csv", "line": 2}
+    record = made_up(imported=origin, scores={"protected": {"fdfr": 0.5}})
+    path = write(record, tmp_path)
+    assert read(path) == record
+    assert (read(path).source, read(path).scores.unprotected) == ("a paper", None)
 
     def refused(message, **changes):
-        path.write_text(json.dumps(imported | changes))
+        path.write_text(json.dumps(json.loads(as_json(record)) | changes))
         with pytest.raises(RecordError, match=message):
             read(path)
 
     refused("scores.protected is empty", scores={"protected": {}})
-    refused("scores.protected.fid is no score", scores={"protected": {"fid": 3}})
     refused("fdfr is 50, expected a number from 0 to 1", scores={"protected": {"fdfr": 50}})
     refused("ism stands without fdfr and ism_failures", scores={"protected": {"ism": 0.5}})
     refused("imported.line is missing", imported={"source": "a paper", "file": "x.csv"})
     refused("Infinity is not finite", eps=float("inf"))
-    path.write_text(json.dumps(record | {"base_model": "sd21"}).replace('"seed"', '"sed"'))
-    with pytest.raises(RecordError, match="seed is missing"):
-        read(path)
-
-
-def test_all_records_of_a_folder_are_sorted_by_path(record, tmp_path):
-    for name in ("b", "a", "sub/c"):
-        write(record | {"identity": name}, tmp_path, name)
-    (tmp_path / ".b.json.tmp").write_text("half")
-    assert [row["identity"] for row in read_all(tmp_path)] == ["a", "b", "sub/c"]
-    with pytest.raises(RecordError, match="no such folder"):
-        read_all(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("attack", None, "attack is None, expected a name"),
-        ("attack", "a\nb", r"attack is 'a\nb', expected a name"),
-        ("identity", "", "identity is '', expected a name"),
-        ("processors", "x86", "processors is 'x86', expected a mapping"),
+        ("attack", None, "attack is None: "),
+        ("attack", "a\nb", r"attack is 'a\nb': expected printable text"),
+        ("identity", "", "identity is '': "),
+        ("processors", "x86", "processors is 'x86': "),
         ("processors", {"protect": "x86"}, "processors.protected is missing"),
-        (
-            "scores.protected.images",
-            [
-                {"prompt": "a", "image": "0", "brisque": None},
-                {"prompt": "a", "image": "1", "ism": 9},
-            ],
-            r"scores.protected.images[1].ism is 9, expected a number from -1 to 1 or null",
-        ),
-        (
-            "perceptibility.images",
-            [{"image": "0", "psnr": "x"}],
-            "perceptibility.images[0].psnr is 'x', expected",
-        ),
-        ("seconds.customize", -5, "seconds.customize is -5, expected a duration or null"),
-        ("seed", True, "seed is True, expected a count"),
-        ("seed", -1, "seed is -1, expected a count"),
-        ("eps", "8", "eps is '8', expected a number"),
-        ("eps", -3, "eps is -3, expected a number from 0 to 255"),
+        ("seconds.customize", -5, "seconds.customize is -5: "),
+        ("seconds.protect", "1", "seconds.protect is '1': "),
+        ("seed", True, "seed is True: "),
+        ("seed", -1, "seed is -1: "),
+        ("eps", "8", "eps is '8': "),
+        ("eps", -3, "eps is -3: "),
         ("config", {}, "config.attack is missing"),
-        ("config.customizer", {}, "config.customizer.base_model is missing"),
-        ("digests", {}, "digests.base_model is missing"),
-        (
-            "scores.protected.ser_fiq_raw",
-            "high",
-            "scores.protected.ser_fiq_raw is 'high', expected",
-        ),
-        ("perceptibility.lpips", -1, "perceptibility.lpips is -1, expected a number from 0 on"),
-        ("seconds.protect", "1", "seconds.protect is '1', expected a duration or null"),
-        (
-            "scores.protected.fdfr",
-            25.0,
-            "scores.protected.fdfr is 25.0, expected a number from 0 to 1",
-        ),
-        (
-            "scores.unprotected.ism",
-            69,
-            "scores.unprotected.ism is 69, expected a number from -1 to 1 or null",
-        ),
-        ("scores.protected.prompts", {}, "scores.protected.prompts is {}, expected a rows"),
-        ("scores.protected", [], "scores.protected is [], expected a mapping"),
-        ("perceptibility.psnr", float("inf"), "perceptibility.psnr is inf, expected a finite"),
-        ("config.attack.step_size", float("nan"), "config.attack.step_size is nan"),
-        ("scores.protected.images", [{"x": float("nan")}], r"scores.protected.images[0].x is nan"),
+        ("row.method", "x", "row.method is 'x': "),
+        ("scores.protected.ser_fiq_raw", "high", "scores.protected.ser_fiq_raw is 'high', "),
+        ("scores.protected.clipiqa", [], "scores.protected.clipiqa is [], expected a number"),
+        ("scores.protected.fdfr", 25.0, "scores.protected.fdfr is 25.0, expected a number from 0"),
+        ("scores.unprotected.ism", 69, "scores.unprotected.ism is 69, expected a number from -1"),
+        ("scores.protected.prompts", {}, "scores.protected.prompts is {}: "),
+        ("scores.protected", [], "scores.protected is []: "),
+        ("perceptibility.lpips", -1, "perceptibility.lpips is -1, expected a number from 0"),
+        ("surplus", 1, "surplus is no key of a record"),
+        ("schema_version", 1, "schema_version is 1, expected 2: the tag v0.1.0 of this project"),
+        ("schema_version", 3, "schema_version is 3, expected 2"),
     ],
 )
-def test_a_wrong_value_is_refused_with_file_and_key(record, tmp_path, key, value, message):
-    *parents, last = key.split(".")
-    target = record
-    for parent in parents:
-        target = target[parent]
-    target[last] = value
+def test_a_wrong_value_is_refused_with_file_and_key(changed, key, value, message):
+    file = changed(key, value)
     with pytest.raises(RecordError) as caught:
-        write(record, tmp_path, "x")
-    assert f"{tmp_path / 'x.json'}: {message}" in str(caught.value)
+        read(file)
+    assert str(caught.value).startswith(f"{file}: {message}")
     assert "\n" not in str(caught.value)
+
+
+REQUIRED = (
+    "dataset identity attack method eps loss timestep_policy surrogate_model base_model row seed "
+    "countermeasure clean_photos adversary customizer command created_at versions machine config "
+    "digests seconds seconds.protect peak_memory_bytes scorer.backbone scores.protected "
+    "perceptibility processors stages photos"
+)
+
+
+@pytest.mark.parametrize("key", REQUIRED.split())
+def test_every_required_key_is_required(changed, key):
+    with pytest.raises(RecordError, match=rf"x\.json: {key} is missing"):
+        read(changed(key))
+
+
+def test_values_that_are_not_finite_are_never_written(made_up, tmp_path):
+    record = made_up().model_copy(update={"versions": {"torch": float("nan")}})
+    with pytest.raises(RecordError, match="a value is not finite"):
+        write(record, tmp_path)
+    data = json.loads(as_json(made_up())) | {"perceptibility": {"psnr": float("inf")}}
+    with pytest.raises(RecordError, match="psnr is inf, expected a number"):
+        record_of(data, "x")
     assert not list(tmp_path.iterdir())
 
 
-def test_every_required_key_is_required(record, tmp_path):
-    def check(values, prefix):
-        for key in list(values):
-            broken = copy.deepcopy(record)
-            target = broken
-            for parent in prefix:
-                target = target[parent]
-            del target[key]
-            with pytest.raises(RecordError, match=key):
-                write(broken, tmp_path, "x")
-
-    check(record, [])
-    check(record["seconds"], ["seconds"])
-    check({"psnr", "linf", "ssim", "images"}, ["perceptibility"])
-    check(set(scores()) - {"identity_retention"}, ["scores", "protected"])
+@pytest.mark.parametrize("text", ["[]", '{"half":', "[" * 100_000])
+def test_reading_refuses_other_files(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(RecordError, match=r"x\.json: (schema_version is None|no record)"):
+        read(tmp_path / "x.json")
 
 
-def test_reading_refuses_other_versions_and_other_files(record, tmp_path):
-    path = write(record, tmp_path, "x")
-    path.write_text(json.dumps(record | {"schema_version": 2}))
-    with pytest.raises(RecordError, match=r"x\.json: schema_version is 2, expected 1"):
-        read(path)
-    path.write_text("[]")
-    with pytest.raises(RecordError, match=r"x\.json: schema_version is None"):
-        read(path)
-    path.write_text('{"half":')
-    with pytest.raises(RecordError, match=r"x\.json: no record, for it is no JSON"):
-        read(path)
+def test_files_are_found_in_folders_and_output_dirs(record, tmp_path):
+    path = write(record, tmp_path / "outputs" / "records")
+    assert files_of([tmp_path / "outputs"]) == files_of([path.parent]) == files_of([path]) == [path]
+    with pytest.raises(RecordError, match="nowhere: no record there"):
+        files_of([tmp_path / "nowhere"])
+    assert sorted(["10", "9", "b", "a"], key=natural) == ["9", "10", "a", "b"]
