@@ -240,14 +240,19 @@ def record_of(data: object, where: str) -> Scored:
 def _reason(error: ValidationError) -> str:
     """Return the first thing that is wrong, in words."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"] if part not in ("int", "float"))
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    if first["type"] == "extra_forbidden":
-        return f"{key} is no key of a record"
+    parts = [str(part) for part in first["loc"]]
+    key = ".".join(part for part in parts if part not in ("int", "float"))
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and " is " in message:
-        return f"{key}.{message}" if key else message
+    match first["type"]:
+        case "missing":
+            return f"{key} is missing"
+        case "extra_forbidden":
+            return f"{key} is no key of a record"
+        case "int_type" | "float_type" | "finite_number":
+            kind = "an integer" if parts[-1] == key.rpartition(".")[2] else "a number"
+            return f"{key} is {_short(first['input'])}, expected {kind}"
+        case "value_error" if " is " in message:
+            return f"{key}.{message}" if key else message
     return f"{key} is {_short(first['input'])}: {message[0].lower()}{message[1:]}"
 
 
