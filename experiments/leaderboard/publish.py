@@ -48,7 +48,7 @@ def publish(files: Iterable[Path], results: Path, replace: bool = False) -> tupl
     and seed as a committed one replaces it with `replace`; without, RecordError is raised.
     """
     paths = {path.stem: path for path in files}
-    chosen = read_all(paths.values())
+    chosen = read_all(paths.values())  # a file listed twice is read once
     committed = read_folder(results / "records")
     replaced = _twins(chosen, committed)
     if replaced and not replace:
@@ -63,9 +63,8 @@ def publish(files: Iterable[Path], results: Path, replace: bool = False) -> tupl
             f"{_place_in_words(chosen[name])}; leave one out"
         )
     committed = {k: record for k, record in committed.items() if k not in replaced.values()}
-    strips = {
-        name: strip_of(chosen[name], paths[name]) for name in _to_show(chosen, committed, results)
-    }
+    to_show = [name for name in _to_show(chosen, committed, results) if name in paths]
+    strips = {name: strip_of(chosen[name], paths[name]) for name in to_show}
     records = committed | {name: without_paths(record) for name, record in chosen.items()}
     fresh = images_of([record for record in chosen.values() if isinstance(record, Record)])
     images = read_images(results / "records")

@@ -251,8 +251,10 @@ def _reason(error: ValidationError) -> str:
         case "int_type" | "float_type" | "finite_number":
             kind = "an integer" if parts[-1] == key.rpartition(".")[2] else "a number"
             return f"{key} is {_short(first['input'])}, expected {kind}"
+        case "value_error" if not key:
+            return message
         case "value_error" if " is " in message:
-            return f"{key}.{message}" if key else message
+            return f"{key}.{message}"
     return f"{key} is {_short(first['input'])}: {message[0].lower()}{message[1:]}"
 
 

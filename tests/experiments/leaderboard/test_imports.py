@@ -1,7 +1,7 @@
 import pytest
 
 from experiments.leaderboard.imports import ImportRefused, imported, main
-from experiments.records import record as records
+from experiments.records.published import read_all
 
 COLUMNS = {
     "method": "Method",
@@ -38,34 +38,31 @@ def test_lines_become_records_that_are_marked_and_read_back(table, tmp_path, cap
     arguments += ["--settings", *(f"{k}={v}" for k, v in SETTINGS.items())]
     main([*arguments, "--source", "A et al. 2025", "--output-dir", str(tmp_path)])
     assert "2 records" in capsys.readouterr().out
-    first, second = sorted(records.read_all(tmp_path / "records"), key=lambda r: -len(r["attack"]))
-    assert first["imported"] == {"source": "A et al. 2025", "file": "theirs.csv", "line": 3}
-    assert second["scores"] == {"protected": {"ism": 0.25, "ism_failures_as_0": 0.2, "fdfr": 0.2}}
-    assert second["perceptibility"] == {"psnr": 31.5}
-    assert first["perceptibility"] == {}
-    assert (second["attack"], second["eps"], second["adversary"]) == ("simac", 8, "as_assumed")
+    records = read_all((tmp_path / "records").glob("*.json")).values()
+    noise, simac = sorted(records, key=lambda record: record.attack)
+    origin = {"source": "A et al. 2025", "file": "theirs.csv", "line": 3}
+    assert noise.imported.model_dump() == origin
+    scores = simac.scores.protected.model_dump(exclude_unset=True)
+    assert scores == {"ism": 0.25, "ism_failures_as_0": 0.2, "fdfr": 0.2}
+    assert simac.perceptibility.psnr == 31.5
+    assert noise.perceptibility.psnr is None
+    assert (simac.method, simac.eps, simac.adversary) == ("simac", 8, "as_assumed")
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (
-            "simac,8,1,0.3,0.2,25,31\n",
-            "line 2: column 'FDFR' is '25', expected a number from 0 to 1 (",
-        ),
-        ("simac,8,1,0.3,0.2,0,31\nsimac,x,2,0,0,0,1\n", "line 3: column 'Eps' is 'x', expected a"),
-        ("simac,8,,0.3,0.2,0,31\n", "line 2: column 'Person' is '', expected a text"),
-        ("simac,-8,1,0.3,0.2,0,31\n", "line 2: column 'Eps' is '-8'"),
-        (
-            "simac,8,1,nan,0.2,0,31\n",
-            "line 2: column 'ISM' is 'nan', expected a number from -1 to 1",
-        ),
+        ("simac,8,1,0.3,0.2,25,31\n", "line 2: scores.protected.fdfr is 25.0, expected a number"),
+        ("simac,8,1,0.3,0.2,0,31\nsimac,x,2,0,0,0,1\n", "line 3: eps is 'x', expected a number"),
+        ("simac,8,,0.3,0.2,0,31\n", "line 2: column 'Person' is empty, expected a value"),
+        ("simac,-8,1,0.3,0.2,0,31\n", "line 2: eps is -8.0: "),
+        ("simac,8,1,nan,0.2,0,31\n", "line 2: scores.protected.ism is nan, expected a number"),
         ("simac,8,1,0.3,,0,31\n", "line 2: scores.protected.ism stands without ism_failures_as_0"),
         ("simac,8,1,,,,31\n", "line 2: scores.protected is empty"),
         ("simac,8\n", "line 2: fewer cells than headings"),
         ("simac,8,1,0,3,0.2,0,31\n", "line 2: more cells than headings"),
-        ("simac,8,1,0.2_5,0.2,0,31\n", "line 2: column 'ISM' is '0.2_5', expected a number"),
-        ("a,8,1,0,0,0,1\na,8,1,0,0,0,1\n", "line 3: column 'Person': method, budget, identity"),
+        ("simac,8,1,0.2_5,0.2,0,31\n", "line 2: scores.protected.ism is '0.2_5', expected a"),
+        ("a,8,1,0,0,0,1\na,8,1,0,0,0,1\n", "line 3: method, budget, identity and seed of line 2"),
         ("", "line 2: no line below the headings"),
     ],
 )
@@ -82,7 +79,7 @@ def test_unknown_and_missing_names_are_refused(table):
         (COLUMNS | {"fid": "FID"}, SETTINGS, "--columns fid=...: unknown"),
         (COLUMNS | {"fdfr": "Failures"}, SETTINGS, "line 1: no column 'Failures' for fdfr"),
         (COLUMNS, {"dataset": "vggface2"}, "customizer is missing: name its column"),
-        (COLUMNS, SETTINGS | {"seed": "one"}, "--settings seed is 'one', expected a count"),
+        (COLUMNS, SETTINGS | {"seed": "one"}, "line 2: seed is 'one', expected an integer"),
         ({k: COLUMNS[k] for k in ("method", "budget", "identity")}, SETTINGS, "names no score"),
         (COLUMNS | {"seed": "Person"}, SETTINGS | {"seed": "1"}, "seed is among --columns and"),
     ]:
@@ -110,7 +107,7 @@ def test_a_setting_may_be_a_column(table):
     columns = {k: COLUMNS[k] for k in ("method", "budget", "identity", "fdfr")}
     settings = {key: value for key, value in SETTINGS.items() if key != "customizer"}
     found = imported(path, columns | {"customizer": "How"}, settings, "them")
-    assert [record["customizer"] for record in found.values()] == ["lora", "dreambooth"]
+    assert [record.customizer for record in found.values()] == ["lora", "dreambooth"]
 
 
 def test_files_that_cannot_be_read_or_written_are_named(table, tmp_path):

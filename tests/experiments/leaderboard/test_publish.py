@@ -1,13 +1,12 @@
 import io
-import json
 import shutil
 
 import pytest
 from PIL import Image
 
 from experiments.leaderboard.publish import GROUP_GAP, TILE, main, publish
-from experiments.records import record as records
-from experiments.records.record import files_of
+from experiments.records.published import read_folder, read_images
+from experiments.records.record import as_json, files_of, write
 from experiments.store.artifacts import Store
 
 COLOURS = {"protect": "red", "unprotected": "lime", "protected": "blue"}
@@ -29,31 +28,38 @@ def run_of(tmp_path, made_up):
 
     def made(**names):
         for name, entries in names.items():
-            digests = {"base_model": "ab", "surrogate_model": "ab"}
-            digests["protected"] = pictures("protect", name, COLOURS["protect"])
+            digests = {"protected": pictures("protect", name, COLOURS["protect"])}
             for arm in ("unprotected", "protected"):
                 digests[f"gallery_{arm}"] = pictures("gallery", name, COLOURS[arm])
-            records.write(made_up(**entries, digests=digests), output_dir / "records", name)
+            write(made_up(**entries, name=name, digests=digests), output_dir / "records")
         return output_dir
 
     return made
 
 
-def names(folder, suffix):
-    return sorted(path.name for path in folder.glob(f"*{suffix}"))
+@pytest.fixture
+def results(tmp_path):
+    return tmp_path / "results"
 
 
-def test_records_are_copied_with_one_strip_for_each_configuration(run_of, tmp_path, capsys):
+def strips(results):
+    return sorted(path.stem for path in results.glob("strips/*.jpg"))
+
+
+def test_records_join_the_folder_with_one_strip_for_each_method(run_of, results, capsys):
     output_dir = run_of(
-        a={"identity": "10"}, b={"identity": "9"}, c={"attack": "noise", "identity": "9"}
+        a={"identity": "10"},
+        b={"identity": "9"},
+        c={"attack": "noise", "identity": "9"},
+        d={"attack": "fsmg", "eps": 4},
+        e={"attack": "aspl", "method": "aspl (steps=2)"},
+        f={"attack": "advdm", "countermeasure": "blur"},
     )
-    target = tmp_path / "committed"
-    main([str(output_dir), "--target", str(target)])
-    assert "3 records and 2 strips" in capsys.readouterr().out
-    assert names(target, ".json") == ["a.json", "b.json", "c.json"]
-    assert names(target, ".jpg") == ["b.jpg", "c.jpg"]
-    assert records.read(target / "a.json") == records.read(output_dir / "records" / "a.json")
-    strip = Image.open(io.BytesIO((target / "b.jpg").read_bytes()))
+    main([str(output_dir), "--results", str(results)])
+    assert "6 records and 2 strips" in capsys.readouterr().out
+    assert list(read_folder(results / "records")) == ["f", "e", "d", "c", "b", "a"]
+    assert strips(results) == ["b", "c"]
+    strip = Image.open(io.BytesIO((results / "strips" / "b.jpg").read_bytes()))
     assert strip.height == TILE
     assert strip.width == 10 * TILE + 7 * 2 + 2 * GROUP_GAP
     centres = [TILE // 2, 2 * TILE + 20 + TILE // 2, strip.width - TILE // 2]
@@ -61,48 +67,56 @@ def test_records_are_copied_with_one_strip_for_each_configuration(run_of, tmp_pa
     assert brightest == [0, 1, 2]  # protected photos, then the two victims
 
 
-def test_publishing_again_adds_only_what_is_new(run_of, tmp_path):
-    target = tmp_path / "committed"
-    publish(files_of([run_of(b={"identity": "9"})]), target)
-    before = {path.name: path.read_bytes() for path in target.iterdir()}
-    written = publish(files_of([run_of(a={"identity": "3"})]), target)
-    assert names(target, ".jpg") == ["b.jpg"]
-    assert target / "a.json" in written
-    assert before.items() <= {path.name: path.read_bytes() for path in target.iterdir()}.items()
+def test_publishing_again_adds_only_what_is_new(run_of, results):
+    publish(files_of([run_of(b={"identity": "9"})]), results)
+    before = {path: path.read_bytes() for path in results.glob("strips/*")}
+    assert publish(files_of([run_of(a={"identity": "3"})]), results) == (2, 0)
+    assert list(read_folder(results / "records")) == ["a", "b"]
+    assert {path: path.read_bytes() for path in results.glob("strips/*")} == before
 
 
-def test_a_strip_comes_with_any_person_who_has_pictures(run_of, made_up, tmp_path):
+def test_scores_of_single_images_stand_in_one_table(made_up, results, tmp_path):
+    rows = [{"prompt": "p", "image": "0.png", "similarity": 0.25, "brisque": 9.0}]
+    scores = {"ism": 0.1, "ism_failures_as_0": 0.1, "fdfr": 0.0, "images": rows}
+    for name in ("a", "b"):
+        arms = {"protected": scores, "unprotected": scores}
+        path = write(made_up(name=name, identity=name, scores=arms), tmp_path)
+        publish([path], results)
+    publish([path], results)
+    images = read_images(results / "records")
+    assert images.groupby("record").similarity.count().to_dict() == {"a": 2, "b": 2}
+    # a committed line, which has no such rows, can be published again and keeps them
+    publish(sorted(results.glob("records/single_runs.jsonl")), results)
+    assert len(read_images(results / "records")) == 4
+
+
+def test_a_strip_comes_with_any_person_who_has_pictures(run_of, made_up, results, tmp_path):
     """The first one's record may be committed already, from a run whose store is gone."""
-    target = tmp_path / "committed"
-    records.write(made_up(identity="1"), target, "old")
+    publish([write(made_up(identity="1", name="old"), tmp_path / "elsewhere")], results)
     output_dir = run_of(new={"identity": "2"})
     manifest = next(output_dir.glob("store/protect/*/*/manifest.json"))
     for k, damaged in enumerate(["{", "[]", "{}", '{"unit": 1, "files": {}}']):
         broken = manifest.parents[1] / f"broken{k}" / manifest.name
         broken.parent.mkdir()
         broken.write_text(damaged)
-    main([str(output_dir), "--target", str(target)])
-    assert names(target, ".jpg") == ["new.jpg"]
+    main([str(output_dir), "--results", str(results)])
+    assert strips(results) == ["new"]
 
 
 @pytest.mark.parametrize("name", ["folder", "vggface2", "portraits"])
-def test_pictures_of_anybody_else_are_never_copied(run_of, tmp_path, name):
+def test_pictures_of_anybody_else_are_never_copied(run_of, results, name):
     config = {"dataset": {"_target_": "anticustom.identities.Folder", "photos_per_set": 4}}
-    output_dir = run_of(a={"dataset": name, "config": config})
-    publish(files_of([output_dir]), tmp_path / "committed")
-    assert [path.name for path in (tmp_path / "committed").iterdir()] == ["a.json"]
+    publish(files_of([run_of(a={"dataset": name, "config": config})]), results)
+    assert [path.name for path in results.iterdir()] == ["records"]
 
 
-def test_a_run_whose_store_is_gone_has_no_strip(made_up, tmp_path):
-    digests = {"base_model": "ab", "surrogate_model": "ab", "protected": "x"}
-    digests |= {"gallery_protected": "y", "gallery_unprotected": "z"}
-    path = records.write(made_up(digests=digests), tmp_path / "records", "a")
-    publish([path], tmp_path / "committed")
-    assert [file.name for file in (tmp_path / "committed").iterdir()] == ["a.json"]
+def test_a_run_whose_store_is_gone_has_no_strip(made_up, results, tmp_path):
+    digests = {"protected": "x", "gallery_protected": "y", "gallery_unprotected": "z"}
+    assert publish([write(made_up(digests=digests), tmp_path / "records")], results) == (1, 0)
 
 
 @pytest.mark.parametrize("remade", [True, False])
-def test_a_damaged_artifact_is_not_shown(run_of, tmp_path, remade):
+def test_a_damaged_artifact_is_not_shown(run_of, results, remade):
     output_dir = run_of(a={})
     for folder in list((output_dir / "store" / "gallery").glob("*/a")):
         aside = folder.with_name("a.damaged-1")
@@ -111,43 +125,66 @@ def test_a_damaged_artifact_is_not_shown(run_of, tmp_path, remade):
             Image.new("RGB", (64, 64), "black").save(file)
         if not remade:
             shutil.rmtree(folder)
-    publish(files_of([output_dir]), tmp_path / "committed")
-    assert names(tmp_path / "committed", ".jpg") == ["a.jpg"] * remade
-    for file in (tmp_path / "committed").glob("*.jpg"):
+    publish(files_of([output_dir]), results)
+    assert strips(results) == ["a"] * remade
+    for file in results.glob("strips/*.jpg"):
         with Image.open(file) as strip:
             assert max(strip.getpixel((strip.width - TILE // 2, TILE // 2))) > 200
 
 
-def test_what_the_leaderboard_would_refuse_is_not_copied(run_of, made_up, tmp_path):
-    target = tmp_path / "committed"
-    publish(files_of([run_of(old={})]), target)
-    before = sorted(target.iterdir())
-    (tmp_path / "outputs" / "records" / "old.json").unlink()
-    digests = {"base_model": "ab", "surrogate_model": "ab", "photos": {"B": "drawn anew"}}
-    again = records.write(made_up(digests=digests), tmp_path / "outputs" / "records", "new")
+def test_a_record_that_came_again_replaces_its_twin_only_when_asked(
+    run_of, made_up, results, tmp_path
+):
+    publish(files_of([run_of(old={})]), results)
+    before = sorted(results.rglob("*"))
+    digests = {"photos": {"B": "drawn anew"}}
+    again = write(made_up(0.25, name="new", digests=digests), tmp_path / "again")
     with pytest.raises(SystemExit) as caught:
-        main([str(tmp_path / "outputs"), "--target", str(target)])
+        main([str(again), "--results", str(results)])
     assert str(caught.value) == (
-        f"error: {again}: {target / 'old.json'} is of the same configuration, identity (0) and "
-        "seed (0); delete that one if this replaces it, or leave this one out"
+        f"error: {again}: the committed old is of the same row, identity (0) and seed (0): "
+        "--replace puts this one in its place; or leave this one out"
     )
-    assert sorted(target.iterdir()) == before
+    assert sorted(results.rglob("*")) == before
+    main([str(again), "--results", str(results), "--replace"])
+    (record,) = read_folder(results / "records").values()
+    assert (record.name, record.scores.protected.identity_retention) == ("new", 0.25)
+    assert strips(results) == []
+    twin = write(made_up(0.5, name="twin"), tmp_path / "again")
+    with pytest.raises(
+        SystemExit, match=r"(new|twin)\.json: .*(new|twin)\.json is of the same row"
+    ):
+        main([str(again), str(twin), "--results", str(results), "--replace"])
 
 
-def test_commands_name_no_place(made_up, tmp_path):
-    command = "python /home/ann/code/run.py attack=simac 'dataset.identities=[1, 2]'"
-    path = records.write(made_up(command=command, dataset="x"), tmp_path, "a")
-    (copy,) = publish([path], tmp_path / "committed")
-    expected = "python run.py attack=simac 'dataset.identities=[1, 2]'"
-    assert records.read(copy)["command"] == expected
+def test_no_path_of_the_machine_is_published(made_up, results, tmp_path):
+    command = "python /home/ann/code/run.py attack=simac 'dataset.identities=[1, 2]' seed=1"
+    words = " output_dir=/home/ann/out dataset.root=/home/ann/us attack.loss.target=~/x.png"
+    words += " surrogate_model.path=/home/ann/sd15 +surrogate_model.path=ann/model"
+    config = {
+        "output_dir": "/home/ann/out",
+        "dataset": {"_target_": "anticustom.identities.Folder", "root": "/home/ann/us"},
+        "surrogate_model": {"path": "ann/model", "revision": "abc", "gallery": {}},
+        "attack": {"others": {"second": {"path": "~/sd14", "revision": None, "gallery": {}}}},
+    }
+    path = write(made_up(command=command + words, config=config), tmp_path)
+    publish([path], results)
+    (record,) = read_folder(results / "records").values()
+    assert "/home" not in as_json(record)
+    assert "~" not in as_json(record)
+    expected = "python run.py attack=simac 'dataset.identities=[1, 2]' seed=1 dataset.root=PATH "
+    expected += "attack.loss.target=PATH surrogate_model.path=PATH +surrogate_model.path=ann/model"
+    assert record.command == expected
+    assert record.config["surrogate_model"]["path"] == "ann/model"
 
 
-def test_nothing_is_copied_if_any_record_is_broken(made_up, tmp_path):
+def test_nothing_is_copied_if_any_record_is_broken(made_up, results, tmp_path):
     folder = tmp_path / "outputs" / "records"
-    records.write(made_up(), folder, "a")
-    (folder / "b.json").write_text(json.dumps(made_up() | {"eps": "8"}))
+    text = as_json(made_up())
+    write(made_up(), folder)
+    (folder / "b.json").write_text(text.replace('"eps": 8', '"eps": "8"'))
     with pytest.raises(SystemExit, match=r"^error: .*b\.json: eps is '8', expected a number"):
-        main([str(tmp_path / "outputs"), "--target", str(tmp_path / "committed")])
-    assert not (tmp_path / "committed").exists()
+        main([str(tmp_path / "outputs"), "--results", str(results)])
+    assert not results.exists()
     with pytest.raises(SystemExit, match="nowhere: no record there"):
-        main([str(tmp_path / "nowhere"), "--target", str(tmp_path / "committed")])
+        main([str(tmp_path / "nowhere"), "--results", str(results)])
