@@ -9,7 +9,7 @@ import argparse
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -23,57 +23,62 @@ from eval.statistics import estimate, paired_comparison
 from experiments.analyses.subjects import write
 from experiments.benchmarks.phases import Bench, whole
 from experiments.benchmarks.speed import counted
-from experiments.records import record as records
-from experiments.records.naming import OWN, configurations, without
-from experiments.records.record import files_of
+from experiments.records.naming import without
+from experiments.records.published import read_all
+from experiments.records.record import OWN, Record, Scored, files_of
 from experiments.terminal import quiet_libraries, say
 
 Fall = dict[str, float]  # of retention, by identity
 
 
 def chosen(
-    found: Mapping[str, Mapping], eps: float, wanted: Mapping[str, object]
-) -> dict[str, list[Mapping]]:
+    records: Iterable[Scored], eps: float, wanted: Mapping[str, object]
+) -> dict[str, list[Scored]]:
     """Return the records of each method at a budget, in this project's own setting with the entries
     `wanted`; raises ValueError unless there is exactly one such setting.
     """
     methods, settings = defaultdict(list), set()
-    for name, configuration in configurations(found).items():
-        setting = configuration.setting
-        entries = {key: getattr(setting, key) for key in ("source", *wanted)}
-        if entries == {"source": OWN, **wanted} and configuration.eps == eps:
-            methods[configuration.method].append(found[name])
-            settings.add(setting.title)
+    for record in records:
+        entries = {key: getattr(record, key) for key in ("source", "eps", *wanted)}
+        if entries == {"source": OWN, "eps": eps, **wanted}:
+            methods[record.method].append(record)
+            names = (record.dataset, record.customizer, record.base_model, record.countermeasure)
+            settings.add(
+                (", ".join((*names, record.adversary, record.details)), record.row.setting)
+            )
     if len(settings) != 1:
-        titles = "; ".join(sorted(settings)) or "none"
-        asked = ", ".join(f"{key}={value}" for key, value in wanted.items())
-        raise ValueError(f"eps {eps:g}, {asked}: expected records of one setting, not of {titles}")
+        titles = "; ".join(sorted(title for title, _ in settings)) or "none"
+        entries = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        raise ValueError(
+            f"eps {eps:g}, {entries}: expected records of one setting, not of {titles}"
+        )
     return dict(methods)
 
 
-def falls(of_method: Sequence[Mapping]) -> Fall:
+def falls(records: Sequence[Scored]) -> Fall:
     """Return how far identity retention falls, for each identity; seeds are averaged."""
-    found = defaultdict(list)
-    for record in of_method:
-        arms = [record["scores"][arm]["identity_retention"] for arm in ("unprotected", "protected")]
-        if None not in arms:
-            found[record["identity"]].append(arms[0] - arms[1])
-    return {identity: fmean(values) for identity, values in found.items()}
+    values = defaultdict(list)
+    for record in records:
+        before = record.scores.unprotected.identity_retention
+        after = record.scores.protected.identity_retention
+        if before is not None and after is not None:
+            values[record.identity].append(before - after)
+    return {identity: fmean(numbers) for identity, numbers in values.items()}
 
 
-def operations(record: Mapping) -> int:
+def operations(record: Record) -> int:
     """Return the floating-point operations of a record's attack on random photos of its size."""
-    settings = record["config"]["attack"]
+    settings = record.config["attack"]
     attack = instantiate(without(settings, "others", "purifier"), _convert_="object")
     if not attack.needs_surrogate:
         return 0
-    schedule, photos = attack.surrogate_schedule, len(record["perceptibility"]["images"])
+    schedule, photos = attack.surrogate_schedule, record.photos
     others = [node["name"] for node in settings.get("others", {}).values()]
     purifier = [settings["purifier"]["name"]] if "purifier" in settings else []
 
     def of(iterations: int) -> int:
         own = replace(attack, surrogate_schedule=replace(schedule, iterations=iterations))
-        names = [record["surrogate_model"], *others]
+        names = [record.surrogate_model, *others]
         bench, *further = [Bench(name, "cpu", photos) for name in names]
         call, _ = whole(bench, own, further, *[Bench(name, "cpu", photos) for name in purifier])
         return counted(call)
@@ -84,7 +89,7 @@ def operations(record: Mapping) -> int:
     return once + more * (of(2) - once) if more else once
 
 
-def table(methods: Mapping[str, Sequence[Mapping]], reference: str) -> pd.DataFrame:
+def table(methods: Mapping[str, Sequence[Scored]], reference: str) -> pd.DataFrame:
     """Return a row for each method, the cheapest first; paired with `reference` over the identities
     that both have.
     """
@@ -155,10 +160,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/analyses/cost"))
     settings = parser.parse_args(words)
     try:
-        files = files_of(settings.records)
-        found = {str(file): records.read(file) for file in files}
+        records = read_all(files_of(settings.records)).values()
         wanted = {key: getattr(settings, key) for key in own}
-        numbers = table(chosen(found, settings.eps, wanted), settings.reference)
+        numbers = table(chosen(records, settings.eps, wanted), settings.reference)
     except ValueError as error:
         sys.exit(f"error: {error}")
     settings.output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,15 @@
 """Protection against its cost, on made-up scores."""
 
-import json
-
 import pandas as pd
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from experiments.analyses import cost as analyse_cost
 from experiments.analyses.cost import chosen, falls, main, operations
 from experiments.benchmarks.phases import Bench, whole
 from experiments.benchmarks.speed import counted
-from experiments.setup.composing import composed
+from experiments.records.record import write
+from experiments.setup.composing import composed, resolved
 
 COSTS = {"noise": 0, "simac_fast": 5e11, "simac": 5e12}
 
@@ -19,7 +17,7 @@ COSTS = {"noise": 0, "simac_fast": 5e11, "simac": 5e12}
 @pytest.fixture
 def folder(made_up, tmp_path, monkeypatch):
     """Records of ten people: noise does nothing, SimAC takes 0.3, the fast one a little less."""
-    monkeypatch.setattr(analyse_cost, "operations", lambda record: COSTS[record["attack"]])
+    monkeypatch.setattr(analyse_cost, "operations", lambda record: COSTS[record.attack])
     folder = tmp_path / "records"
     folder.mkdir()
     for attack, fall in (("noise", 0.0), ("simac", 0.3), ("simac_fast", 0.28)):
@@ -28,7 +26,7 @@ def folder(made_up, tmp_path, monkeypatch):
             record = made_up(
                 0.8 - fall - k / 1000, attack=attack, identity=str(k), loss=loss, eps=8
             )
-            (folder / f"{attack}_{k}.json").write_text(json.dumps(record))
+            write(record, folder)
     return folder
 
 
@@ -48,20 +46,20 @@ def test_the_table_and_the_figure(folder, tmp_path, capsys):
 
 def test_identities_are_paired_and_seeds_averaged(made_up):
     records = [made_up(0.5), made_up(0.3, seed=1), made_up(0.8, identity="7")]
-    assert falls(records) == pytest.approx({records[0]["identity"]: 0.4, "7": 0.0})
+    assert falls(records) == pytest.approx({records[0].identity: 0.4, "7": 0.0})
 
 
 def test_records_of_two_settings_are_refused(made_up):
-    records = {"a": made_up(), "b": made_up(countermeasure="jpeg75"), "c": made_up(eps=4)}
-    eps = records["a"]["eps"]
+    records = [made_up(), made_up(countermeasure="jpeg75"), made_up(eps=4)]
+    eps = records[0].eps
     wanted = {"customizer": "dreambooth"}
     with pytest.raises(ValueError, match=r"one setting, not of .*jpeg75"):
         chosen(records, eps, wanted)
     with pytest.raises(ValueError, match="not of none"):
         chosen(records, 12, wanted)
-    for countermeasure, name in (("none", "a"), ("jpeg75", "b")):
-        found = chosen(records, eps, wanted | {"countermeasure": countermeasure})
-        assert found == {"simac": [records[name]]}
+    for record in records[:2]:
+        found = chosen(records, eps, wanted | {"countermeasure": record.countermeasure})
+        assert found == {"simac": [record]}
 
 
 def test_an_unknown_reference_is_refused(folder):
@@ -70,13 +68,12 @@ def test_an_unknown_reference_is_refused(folder):
 
 
 @pytest.fixture
-def recorded():
-    """Return a record of an attack on one photo, so far as its operations ask for it."""
+def recorded(made_up):
+    """Return a record of an attack on one photo."""
 
-    def make(*words: str) -> dict:
-        attack = OmegaConf.to_container(composed(*words), resolve=True)["attack"]
-        images = {"images": [{}]}
-        return {"surrogate_model": "tiny", "config": {"attack": attack}, "perceptibility": images}
+    def make(*words: str, surrogate_model: str = "tiny"):
+        attack = resolved(composed(*words))["attack"]
+        return made_up(surrogate_model=surrogate_model, config={"attack": attack}, photos=1)
 
     return make
 
@@ -84,13 +81,12 @@ def recorded():
 def test_operations_are_those_of_the_attack(recorded):
     one, two, three = (operations(recorded("attack=advdm", f"attack.steps={n}")) for n in (1, 2, 3))
     assert three - two == two - one > 0  # a step costs the same each time
-    noise = {"attack": {"_target_": "anticustom.attacks.controls.Noise", "eps": 8}}
-    assert operations({"config": noise}) == 0
+    assert operations(recorded("attack=noise")) == 0
 
 
 def test_iterations_are_counted_without_running_them_all(recorded):
     record = recorded("attack=aspl", "attack.steps=1", "attack.surrogate_schedule.iterations=4")
-    attack = instantiate(record["config"]["attack"], _convert_="object")
+    attack = instantiate(record.config["attack"], _convert_="object")
     call, _ = whole(Bench("tiny", "cpu", 1), attack)
     assert operations(record) == counted(call)
 
@@ -99,5 +95,5 @@ def test_all_surrogates_of_an_ensemble_are_counted(recorded):
     schedule = "attack.surrogate_schedule"
     short = ["attack.steps=1", f"{schedule}.iterations=1", f"{schedule}.training_steps=1"]
     alone = operations(recorded("attack=aspl", *short))
-    other = operations({**recorded("attack=aspl", *short), "surrogate_model": "tiny_b"})
-    assert operations(recorded("attack=e_aspl", *short)) == pytest.approx(alone + other, rel=0.01)
+    second = operations(recorded("attack=aspl", *short, surrogate_model="tiny_b"))
+    assert operations(recorded("attack=e_aspl", *short)) == pytest.approx(alone + second, rel=0.01)
