@@ -43,7 +43,7 @@ tiny-check: setup  ## Measure the embedded model on its own
 embedded-check: setup  ## Protect and customize twelve embedded people at three budgets (hours; resumable)
 	$(BIN)/python -m experiments.embedded.world_check
 
-publish: setup  ## Copy records into experiments/results/records (RECORDS=outputs/records: files, folders, output_dirs)
+publish: setup  ## Add records to experiments/results (RECORDS=outputs/records: files, folders, output_dirs)
 	$(BIN)/python -m experiments.leaderboard.publish $(RECORDS)
 
 leaderboard: setup  ## Make experiments/results/leaderboard from the committed records
