@@ -12,7 +12,8 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from experiments.run.tracking import NoTracker, WandbTracker, filled_in
+from experiments.records.record import Record, as_json
+from experiments.run.tracking import NoTracker, WandbTracker, _digest, filled_in
 from experiments.setup.composing import composed
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -20,13 +21,14 @@ PROJECT = Path(__file__).resolve().parents[3]
 TRACK = """
 import json, sys
 from pathlib import Path
+from experiments.records.record import record_of
 from experiments.run.tracking import WandbTracker
 
 sys.stdin = None  # whoever asks fails
 for call in json.loads(sys.argv[1]):
     tracker = WandbTracker(project="anticustom", timeout=2, **call["tracker"])
     pictures = {name: Path(path) for name, path in call["pictures"].items()}
-    where = tracker.track(call["record"], pictures, Path(call["folder"]), call["key"])
+    where = tracker.track(record_of(call["record"], "x"), pictures, Path(call["folder"]))
     Path(call["answer"]).write_text(json.dumps(where))
 """
 
@@ -40,36 +42,24 @@ def arm(ism):
     return scores | {"prompts": prompts, "images": [{"name": "secret-name.png", "ism": ism}]}
 
 
-RECORD = {
-    "schema_version": 1,
-    "identity": "ann",
-    "attack": "simac",
-    "eps": 8,
-    "config": {"attack": {"step_size": 0.6375}},
-    "scores": {"protected": arm(0.25), "unprotected": arm(0.75)},
-    "perceptibility": {"linf": 8, "psnr": 33.5, "ssim": None, "images": []},
-    "seconds": {"protect": 12.5, "customize": None, "evaluate": 3.0},
-    "peak_memory_bytes": {"cpu": 1000, "cuda": None},
-}
-
-
 class Workplace:
     """A folder with a picture, an empty home and an empty working directory."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, record: Record):
+        self.record = record
         self.home, self.here, self.out = (folder / name for name in ("home", "here", "out"))
         for place in (self.home, self.here):
             place.mkdir()
         self.picture = folder / "overview.png"
         Image.new("RGB", (16, 8), (200, 30, 60)).save(self.picture)
 
-    def call(self, key="key-1", record=RECORD, name=None, **tracker):
+    def call(self, key="key-1", name=None, eps=8, **tracker):
+        record = self.record.model_copy(update={"name": key, "eps": eps})
         return {
             "tracker": tracker,
-            "record": record,
+            "record": json.loads(as_json(record)),
             "pictures": {"overview": str(self.picture)},
             "folder": str(self.out),
-            "key": key,
             "answer": str(self.here.parent / f"{name or key}.json"),
         }
 
@@ -91,17 +81,31 @@ class Workplace:
         return sorted(self.out.glob("wandb/*run-*"))
 
 
+@pytest.fixture(scope="session")
+def record(made_up):
+    return made_up(
+        identity="ann",
+        scores={"protected": arm(0.25), "unprotected": arm(0.75)},
+        perceptibility={"linf": 8, "psnr": 33.5, "ssim": None, "images": []},
+        seconds={"protect": 12.5, "customize": None, "evaluate": 3.0},
+    )
+
+
+@pytest.fixture
+def place(tmp_path, record):
+    return Workplace(tmp_path, record)
+
+
 @pytest.fixture(scope="module")
-def offline(tmp_path_factory):
-    place = Workplace(tmp_path_factory.mktemp("offline"))
-    changed = RECORD | {"eps": 16}
+def offline(tmp_path_factory, record):
+    place = Workplace(tmp_path_factory.mktemp("offline"), record)
     where, printed = place.track(
         place.call(mode="offline", upload_images=True),
         place.call(mode="offline", upload_images=True, name="again", group="another sweep"),
         place.call(key="1", mode="offline", group="benchmark"),
         place.call(key="changed", mode="offline"),
-        place.call(key="changed", mode="offline", record=changed, name="later"),
-        place.call(key="a/b ü", mode="auto", name="odd"),
+        place.call(key="changed", mode="offline", eps=16, name="later"),
+        place.call(key="b ü", mode="auto", name="odd"),
     )
     return place, where, printed
 
@@ -151,9 +155,9 @@ def test_offline_run_holds_config_scores_table_and_pictures(offline):
     place, where, _ = offline
     run = Path(where[0])
     described, config, summary, history = content_of(run)
-    assert (described.run_id, described.project) == ("key-1", "anticustom")
+    assert (described.run_id, described.project) == (_digest("key-1"), "anticustom")
     assert config["eps"] == 8
-    assert config["config"] == RECORD["config"]
+    assert config["config"] == place.record.config
     assert summary["protected/ism"] == 0.25
     assert summary["unprotected/ism_failures_as_0"] == 0.375
     assert summary["perceptibility/psnr"] == 33.5
@@ -182,7 +186,7 @@ def test_the_same_record_makes_no_second_run_and_a_changed_one_replaces_it(offli
     assert place.runs() == sorted({Path(run) for run in where if Path(run).is_dir()})
     assert content_of(Path(where[4]))[1]["eps"] == 16
     assert len(place.runs()) == 4
-    assert len([run for run in place.runs() if run.name.endswith("-changed")]) == 1
+    assert len([run for run in place.runs() if run.name.endswith(_digest("changed"))]) == 1
 
 
 def test_runs_are_grouped_by_sweep_or_else_by_attack(offline):
@@ -210,12 +214,6 @@ def test_what_a_tracker_leaves_open_follows_the_run():
     assert filled("tracker.group=mine", mode="MULTIRUN", experiment="budgets") == ("mine", True)
 
 
-def test_a_key_that_cannot_be_a_run_id_is_replaced(offline):
-    run_id = content_of(Path(offline[1][5]))[0].run_id
-    assert len(run_id) == 16
-    assert run_id.isalnum()
-
-
 def test_nothing_is_printed_nor_left_elsewhere(offline):
     place, _, printed = offline
     assert printed == ""
@@ -223,17 +221,16 @@ def test_nothing_is_printed_nor_left_elsewhere(offline):
     assert not list(place.home.iterdir())
 
 
-def test_what_a_kill_left_is_cleared_away(tmp_path):
-    place = Workplace(tmp_path)
-    half, other = (place.out / "wandb" / f"offline-run-20260101_000000-{k}" for k in ("k", "a-k"))
+def test_what_a_kill_left_is_cleared_away(place):
+    ids = (_digest("k"), "a-k")
+    half, other = (place.out / "wandb" / f"offline-run-20260101_000000-{k}" for k in ids)
     half.mkdir(parents=True)
     other.mkdir()
     (where,), _ = place.track(place.call(key="k", mode="offline"))
     assert place.runs() == sorted([other, Path(where)])
 
 
-def test_processes_at_once_on_one_record_leave_one_whole_run(tmp_path):
-    place = Workplace(tmp_path)
+def test_processes_at_once_on_one_record_leave_one_whole_run(place):
     with ThreadPoolExecutor(2) as pool:
         calls = [place.call(key="k", mode="offline", name=name) for name in ("one", "two")]
         ((first,), _), ((second,), _) = pool.map(place.track, calls)
@@ -243,7 +240,7 @@ def test_processes_at_once_on_one_record_leave_one_whole_run(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["auto", "online"])
-def test_a_server_that_refuses_ends_in_an_offline_run(tmp_path, mode):
+def test_a_server_that_refuses_ends_in_an_offline_run(place, mode):
     asked = []
 
     class Refuse(BaseHTTPRequestHandler):
@@ -258,35 +255,38 @@ def test_a_server_that_refuses_ends_in_an_offline_run(tmp_path, mode):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    place = Workplace(tmp_path)
     (where,), printed = place.track(
         place.call(mode=mode),
         WANDB_API_KEY="0" * 40,
         WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}",
     )
     server.shutdown()
-    assert "/graphql" in asked
-    assert place.runs() == [Path(where)]
+    assert ("/graphql" in asked, place.runs()) == (True, [Path(where)])
     assert content_of(Path(where))[2]["protected/ism"] == 0.25
     assert "kept offline" in printed
     assert len(printed.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    "environment", [{}, {"WANDB_API_KEY": "0" * 40}, {"WANDB_MODE": "offline"}]
+    ("environment", "warnings"),
+    [({}, 0), ({"WANDB_API_KEY": "0" * 40}, 1), ({"WANDB_MODE": "offline"}, 0)],
 )
-def test_auto_is_offline_without_key_or_network_or_by_choice(tmp_path, environment):
-    place = Workplace(tmp_path)
+def test_auto_is_offline_without_key_or_network_or_by_choice(place, environment, warnings):
     (where,), printed = place.track(
         place.call(mode="auto"), WANDB_BASE_URL="http://127.0.0.1:9", **environment
     )
     assert Path(where).name.startswith("offline-run-")
-    assert printed == ""
+    assert len(printed.splitlines()) == warnings
 
 
-def test_failure_of_all_is_a_warning(tmp_path, caplog, monkeypatch):
+def test_wandb_can_be_switched_off(place):
+    (where,), printed = place.track(place.call(mode="auto"), WANDB_MODE="disabled")
+    assert (where, printed, place.runs()) == (None, "", [])
+
+
+def test_failure_of_all_is_a_warning(record, tmp_path, caplog, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert WandbTracker(project="p").track(RECORD, {}, tmp_path, "k") is None
+    assert WandbTracker(project="p").track(record, {}, tmp_path) is None
     assert "the record is safe" in caplog.text
 
 
@@ -295,6 +295,6 @@ def test_unknown_mode_is_refused():
         WandbTracker(project="p", mode="of")
 
 
-def test_no_tracker_does_nothing(tmp_path):
-    assert NoTracker().track(RECORD, {}, tmp_path, "k") is None
+def test_no_tracker_does_nothing(record, tmp_path):
+    assert NoTracker().track(record, {}, tmp_path) is None
     assert not list(tmp_path.iterdir())
