@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
-from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -23,9 +22,9 @@ from eval.statistics import estimate, paired_comparison
 from experiments.analyses.subjects import write
 from experiments.benchmarks.phases import Bench, whole
 from experiments.benchmarks.speed import counted
-from experiments.records.naming import without
 from experiments.records.published import read_all
 from experiments.records.record import OWN, Record, Scored, files_of
+from experiments.setup.building import build_group
 from experiments.terminal import quiet_libraries, say
 
 Fall = dict[str, float]  # of retention, by identity
@@ -68,8 +67,7 @@ def falls(records: Sequence[Scored]) -> Fall:
 
 def operations(record: Record) -> int:
     """Return the floating-point operations of a record's attack on random photos of its size."""
-    settings = record.config["attack"]
-    attack = instantiate(without(settings, "others", "purifier"), _convert_="object")
+    settings, attack = record.config["attack"], build_group(record.config, "attack")
     if not attack.needs_surrogate:
         return 0
     schedule, photos = attack.surrogate_schedule, record.photos

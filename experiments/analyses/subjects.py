@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import OutOfMemoryError, Tensor
 
-from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.diffusion import LatentDiffusion
-from anticustom.draws import SeededDraws, draws_owner
-from anticustom.identities import PhotoSet
+from anticustom.draws import SeededDraws
+from anticustom.identities import Identity, PhotoSet
 from anticustom.images import quantize_within
 from anticustom.model_files import image_size
 from anticustom.progress import Checkpoint, NoCheckpoint, Progress
-from experiments.records.naming import without
 from experiments.run.sampling import sample
-from experiments.setup.building import build, model_of
-from experiments.setup.composing import composed
-from experiments.setup.devices import chosen_device
-from experiments.setup.fitting import check_purifier, size_of_all
-from experiments.setup.models import Model, surrogate_precision
+from experiments.setup.building import build_group, model_of
+from experiments.setup.composing import composed, composed_with_choices
+from experiments.setup.devices import chosen_device, settled_precision
+from experiments.setup.job import Job, NamedImages
+from experiments.setup.models import Model
 from experiments.store.disk import atomic_write
 from experiments.terminal import bars, quiet_libraries
 
@@ -75,7 +73,7 @@ def read_subject(
     config.seed, config.dataset.identities = seed, [identity]
     config.surrogate_model.path = model or config.surrogate_model.path
     source = model_of(config.surrogate_model)
-    reader = build(without(config.dataset, "shard"))  # one identity is read
+    reader = build_group(config, "dataset")  # one identity is read
     (name,) = reader.names()
     person = reader.read(name, image_size(source.folder))
     if not 1 <= photos <= len(person.set_B.names):
@@ -88,8 +86,7 @@ def settled(words: Sequence[str]) -> DictConfig:
     """Return the configuration with the overrides `words`, its device and precision chosen."""
     config = composed(FEW, *words)
     config.device = chosen_device(config.device)
-    if config.precision == "auto":
-        config.precision = "mixed" if config.device.startswith("cuda") else "float32"
+    config.precision = settled_precision(config.precision, config.device)
     return config
 
 
@@ -103,46 +100,23 @@ def attacked(
     """Return the subject's photos protected by the attack that the subject's own overrides and then
     `words` compose, on the 8-bit grid as their files would hold them.
     """
-    config = settled([*subject.words, *words])
+    config, choices = composed_with_choices(FEW, *subject.words, *words)
     config.surrogate_model.path, config.seed = subject.model.path, subject.config.seed
-    asked = OmegaConf.to_container(config.attack, resolve=True)
-    attack = build(without(asked, "others", "purifier"))
-    nodes = {"surrogate_model": config.surrogate_model}
-    nodes |= {f"attack.others.{k}": node for k, node in config.attack.get("others", {}).items()}
-    models = {key: model_of(node) for key, node in nodes.items()}
-    needed = dict(models) if attack.needs_surrogate else {}
-    purifier = model_of(asked["purifier"]) if "purifier" in asked else None
-    check_purifier(attack, purifier is not None)
-    size_of_all(models | ({"attack.purifier": purifier} if purifier else {}))
+    config.dataset.identities, config.device = [subject.identity], subject.config.device
+    job = Job.from_config(config, choices)
 
-    def surrogate(number: int, key: str) -> SurrogateInputs:
-        network = models[key].load(surrogate_precision(config.attack), config.device)
-        owner = draws_owner(subject.identity, number)
+    def class_images(k: int) -> NamedImages:
+        key = list(job.surrogates)[k]
+        settings, prompt = job.class_image_settings(key), config.attack.class_prompt
+        model, count = job.models[key].load(job.precision, job.device), settings["count"]
+        (images,) = sample(model, [prompt], settings, job.seed, count, progress)
+        return tuple(f"{k:04}.png" for k in range(count)), images
 
-        def class_images() -> tuple[tuple[str, ...], Tensor]:
-            count, prompt = config.class_images.count, config.attack.class_prompt
-            sampler = models[key].load(config.precision, config.device)
-            how = nodes[key].gallery
-            (images,) = sample(sampler, [prompt], how, config.seed, count, progress)
-            return tuple(f"{k:04}.png" for k in range(count)), images
-
-        draws = SeededDraws(config.seed, owner, network.latent_shape)
-        return SurrogateInputs(network, draws, class_images)
-
-    protected = attack(
-        AttackInputs(
-            identity=subject.identity,
-            names=subject.photos.names,
-            photos=subject.photos.images,
-            seed=config.seed,
-            clean_set=(subject.reference.names, subject.reference.images),
-            surrogates=[surrogate(*pair) for pair in enumerate(needed)],
-            purifier=purifier and purifier.load(config.attack.precision, config.device),
-            progress=progress,
-            checkpoint=checkpoint or NoCheckpoint(),
-        )
-    )
-    return quantize_within(protected, subject.photos.images, max(attack.eps, 1))  # "none" has 0
+    person = Identity(subject.identity, subject.reference, subject.photos, subject.reference)
+    watching = {"progress": progress, "checkpoint": checkpoint or NoCheckpoint()}
+    protected = job.attack(job.attack_inputs(person, class_images, **watching))
+    budget = max(job.attack.eps, 1)  # attack=none has none
+    return quantize_within(protected, subject.photos.images, budget)
 
 
 def arguments(name: str, description: str) -> argparse.ArgumentParser:

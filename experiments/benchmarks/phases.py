@@ -12,16 +12,17 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from anticustom import model_files
-from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.draws import SeededDraws, draw_batches
 from anticustom.finetuning import EncodedPhotos, Trainer, all_weights, encode
+from anticustom.identities import Identity, PhotoSet
 from anticustom.images import from_8bit, sign_step, write_png
 from anticustom.portraits import person, render, shot
 from anticustom.surrogates import trained_parameters
 from anticustom.timestep_policies import image_gradient_and_loss
 from experiments.benchmarks.random_models import random_model
-from experiments.records.naming import without
+from experiments.setup.building import build_group
 from experiments.setup.composing import composed
+from experiments.setup.job import NamedImages, attack_inputs
 
 
 class Bench:
@@ -58,13 +59,12 @@ class Bench:
 
     @cached_property
     def attack(self) -> Any:
-        return instantiate(self.config.attack, _convert_="object")
+        return build_group(self.config, "attack")
 
     @cached_property
     def customizer(self) -> Any:
-        # resolved before its model is taken out, for its settings follow the model
-        node = OmegaConf.to_container(self.config, resolve=True)["customizer"]
-        return instantiate(without(node, "base_model", "precision"), _convert_="object")
+        # resolved before its model is taken out, because its settings follow the model
+        return build_group(OmegaConf.to_container(self.config, resolve=True), "customizer")
 
     @cached_property
     def class_images(self) -> EncodedPhotos:
@@ -164,29 +164,20 @@ def whole(
     bench: Bench, attack: Any, others: Sequence[Bench] = (), purifier: Bench | None = None
 ) -> tuple[Callable[[], object], int]:
     """The whole of an attack on one identity; `others` have an ensemble's further surrogates."""
-    photos = bench.photos(bench.count).cpu()
+    photos = PhotoSet(bench.names, bench.photos(bench.count).cpu())
+    person = Identity("benchmark", photos, photos, photos)
     models = [bench.model, *(other.model for other in others)]
     weights = [parameter for model in models for parameter in all_weights(model)]
     start = [parameter.detach().clone() for parameter in weights]
 
-    def class_images() -> tuple[tuple[str, ...], Tensor]:
-        return ("class",), photos[:1]
+    def class_images(k: int) -> NamedImages:
+        return ("class",), photos.images[:1]
 
     def call() -> None:
         with torch.no_grad():
             for parameter, value in zip(weights, start, strict=True):
                 parameter.copy_(value)
-        attack(
-            AttackInputs(
-                identity="benchmark",
-                names=bench.names,
-                photos=photos,
-                seed=0,
-                clean_set=(bench.names, photos),
-                surrogates=[SurrogateInputs(m, bench.draws, class_images) for m in models],
-                purifier=purifier and purifier.model,
-            )
-        )
+        attack(attack_inputs(person, 0, models, class_images, purifier and purifier.model))
 
     return call, bench.count
 

@@ -1,41 +1,28 @@
-"""The pipeline protect -> customize -> eval of one configuration, over all its identities."""
+"""The pipeline protect -> customize -> eval of one job, over all its identities."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from anticustom.identities import Identity, with_clean_photos
-from experiments.records.naming import drawing, without
 from experiments.records.record import read
+from experiments.run.dry_step import check_memory
 from experiments.run.outcome import ARMS, Outcome, publish
-from experiments.run.photo_files import read_back
 from experiments.run.scores import Scores
 from experiments.run.stages import StageMissing, Stages
 from experiments.run.table import print_table
-from experiments.run.tracking import filled_in
-from experiments.setup.building import Refused, build, model_of
-from experiments.setup.devices import chosen_device, use
-from experiments.setup.fitting import (
-    check_layers_exist,
-    check_others,
-    check_purifier,
-    check_scale,
-    size_of_all,
-)
-from experiments.setup.memory import check_fits, free_bytes
-from experiments.setup.models import Model
-from experiments.setup.settings import PARTS, check_settings, shard_of
-from experiments.store.artifacts import Artifact, Store
+from experiments.run.tracking import Tracker, filled_in
+from experiments.setup.building import Refused, build
+from experiments.setup.fitting import ATTACK_PURIFIER
+from experiments.setup.job import Job
+from experiments.setup.settings import PARTS
+from experiments.store.artifacts import Store
 from experiments.store.disk import StoreError, check_writable
 from experiments.terminal import say
 
-# settings of the adversary in which the victim's base model is not the surrogate
-OTHER_MODEL = ("other_model", "all_other")
-PURIFIER, OWN_PURIFIER = "countermeasure.model", "attack.purifier"
-DIGESTS = {PURIFIER: "purifier", OWN_PURIFIER: OWN_PURIFIER}  # their names in records
-# what a sweep's jobs in this process made anew: none does again what it shares with another
+# artifacts that the jobs of a sweep in this process made anew: no job makes a shared one again
 RENEWED: set[Path] = set()
 
 
@@ -48,274 +35,139 @@ class SomeFailed(ValueError):
         self.paths = paths
 
 
-class Pipeline:
-    """One configuration with everything that it names, checked."""
+def run(job: Job) -> list[Path]:
+    """Run all identities of a job, one after the other; return the paths of their records.
 
-    def __init__(self, config: DictConfig, choices: Mapping[str, str], neighbour: int = 0):
-        self.choices = choices
-        if missing := OmegaConf.missing_keys(config):
-            raise Refused(f"{', '.join(sorted(missing))}: set it, for it has no default")
-        self.output_dir = Path(config.output_dir)
-        self.device = chosen_device(config.device, neighbour)
-        use(self.device)
-        if config.precision == "auto":
-            config.precision = "mixed" if self.device.startswith("cuda") else "float32"
-        self.composed = config
-        self.config = OmegaConf.to_container(config, resolve=True)
-        check_settings(self.config)
-        self.dataset = build(without(self.config["dataset"], "shard"))
-        self.attack = build(without(self.config["attack"], "others", "purifier"))
-        self.countermeasure = build(without(self.config["countermeasure"], "model"))
-        self.customizer = build(without(self.config["customizer"], "base_model", "precision"))
-        self.scorer = build(config.metrics, device=self.device)
-        self.tracker = build(
-            filled_in(config.tracker, config.dataset._target_, choices.get("experiment"))
-        )
-        self.surrogate_model = self._model(config.surrogate_model)
-        others = self.config["attack"].get("others", {})  # surrogates of an ensemble
-        self.surrogates = {"surrogate_model": self.surrogate_model}
-        self.surrogates |= {f"attack.others.{k}": self._model(node) for k, node in others.items()}
-        self.base_model = self._model(config.customizer.base_model)
-        purifiers = {
-            PURIFIER: self.config["countermeasure"].get("model"),
-            OWN_PURIFIER: self.config["attack"].get("purifier"),
-        }
-        self.purifiers = {key: self._model(node) for key, node in purifiers.items() if node}
-        check_purifier(self.attack, OWN_PURIFIER in self.purifiers)
-        self.models = {**self.surrogates, "customizer.base_model": self.base_model}
-        self.models |= self.purifiers
-        self._refuse_what_is_missing()
-        self.identities = shard_of(self.dataset.names(), self.config["dataset"]["shard"])
-        check_writable(self.output_dir)
-        self.stages = Stages(
-            Store(
-                self.output_dir / "store",
-                {part for stage in self.config["force"] for part in PARTS[stage]},
-                RENEWED,
-            ),
-            set(self.config["stages"]),
-            self.config["seed"],
-            self.device,
-            self.config["checkpoint_minutes"],
-            self._check_memory,
-        )
-        self.fitting: set[str] = set()  # stages that were found to fit the GPU
-
-    def _model(self, node: Mapping) -> Model:
-        return model_of(node, self.config["memory"]["gradient_checkpointing"])
-
-    def _refuse_what_is_missing(self) -> None:
-        missing = []
-        for check in (self.dataset.names, self._check_scale):
-            try:
-                check()
-            except ValueError as error:
-                missing.append(str(error))
-        if missing:
-            raise Refused("; ".join(missing))
-
-    def _check_scale(self) -> None:
-        if self.device == "cpu" != self.config["device"]:
-            protects = self.attack.needs_surrogate and "protect" in self.config["stages"]
-            customizes = "customize" in self.config["stages"]
-            protecting = {*self.surrogates, OWN_PURIFIER}
-            used = {key: protects if key in protecting else customizes for key in self.models}
-            check_scale(self.config, [key for key, is_used in used.items() if is_used])
-
-    def run(self) -> list[Path]:
-        """Run all identities, one after the other; return their records' paths.
-
-        What of a model or any identity does not fit is refused before the first, what does not fit
-        the GPU's memory before the first that takes it.
-        What fails with one of several identities is raised after the others, as SomeFailed.
-        """
-        if not self.identities:
-            shard, count = self.config["dataset"]["shard"], len(self.dataset.names())
-            say(f"dataset.shard={shard} of {count} identities holds none: there is nothing to do")
-            return []
-        size = self._photo_size()  # looks the models up: what is missing is missed before any work
-        check_layers_exist(self.attack, self.surrogates, self.customizer, self.base_model)
-        paths, failed = [], {}
-        for identity, scores in self._identities(size):
-            try:
-                path = self._identity(identity, scores)
-            except (StoreError, StageMissing):
+    Photos that cannot be used are refused before the first identity, and so is work that does not
+    fit the memory of a GPU. The failure of one of several identities is raised after the others,
+    as SomeFailed.
+    """
+    tracker = _tracker(job)
+    check_writable(job.output_dir)
+    if not job.names:
+        shard, count = job.config["dataset"]["shard"], len(job.dataset.names())
+        say(f"dataset.shard={shard} of {count} identities holds none: there is nothing to do")
+        return []
+    stages = stages_of(job)
+    people = _read_all(stages)
+    if job.device.startswith("cuda"):
+        check_memory(stages, people[0][0])
+    paths, failed = [], {}
+    for identity, scores in people:
+        try:
+            path = run_identity(stages, identity, scores, tracker)
+        except (StoreError, StageMissing):
+            raise
+        except (ValueError, FloatingPointError) as error:
+            if len(people) == 1:
                 raise
-            except (ValueError, FloatingPointError) as error:
-                if len(self.identities) == 1:
-                    raise
-                failed[identity.name] = str(error)  # its traceback would hold the models
-                say(f"error: {identity.name}: {error}; going on with the others")
-            else:
-                paths += [path] if path else []
-        if paths:
-            written = [read(path) for path in paths]
-            print_table(written)
-            say(str(paths[-1]))
-        if failed:
-            raise SomeFailed(failed, len(self.identities), paths)
-        return paths
-
-    def _photo_size(self) -> int:
-        size = size_of_all(self.models)
-        others = {key for key in self.surrogates if self.attack.needs_surrogate}
-        others |= {"customizer.base_model"} if self.choices["adversary"] in OTHER_MODEL else set()
-        check_others(self.models, {"surrogate_model"}, others - {"surrogate_model"})
-        if self.attack.needs_surrogate:
-            check_others(self.models, set(self.surrogates), self.purifiers.keys() & {PURIFIER})
-        return size
-
-    def _check_memory(self, part: str) -> None:
-        """Refuse what does not fit before the first of it is computed, and before what goes before
-        it: what is done takes nothing.
-        """
-        ahead = ["protect", "customize"] if part == "protect" else [part]
-        to_check = [one for one in ahead if one in self.stages.wanted - self.fitting]
-        available = free_bytes(self.device) if to_check else None
-        if available is not None:
-            folders = {key: model.folder for key, model in self.models.items() if key != PURIFIER}
-            check_fits(to_check, self.composed, folders, self.choices, available)
-        self.fitting |= set(to_check)
-
-    def _identities(self, size: int) -> list[tuple[Identity, Scores]]:
-        """Return the identities, each with what scores it; raise Refused for all whose photos
-        cannot be used, or, of photos that somebody else protected, cannot be taken for theirs.
-        """
-
-        def found(name: str) -> tuple[Identity, Scores]:
-            identity = self.dataset.read(name, size)
-            with_clean_photos(identity.set_B, identity.set_C, self.config["clean_photos"])
-            photos = self.stages.photos(identity)
-            scores = Scores(self.stages, self.scorer, self.config["metrics"], identity, photos)
-            if self.stages.wanted > {"eval"}:
-                scores.check_reference()
-            return identity, scores
-
-        identities = for_all(found, self.identities)
-        if "protect" in self.stages.wanted and not self.attack.needs_surrogate:  # in no time
-            known = {identity.name: identity for identity, _ in identities}
-            for_all(lambda name: self._protect(known[name]), self.identities)
-        return identities
-
-    def _identity(self, identity: Identity, scores: Scores) -> Path | None:
-        config, stages = self.config, self.stages
-        protected = self._protect(identity)
-        if stages.wanted == {"protect"}:
-            say(f"protected photos of {identity.name}: {protected.path}")
-            return None
-        arms = {
-            "unprotected": identity.set_B,
-            "protected": read_back(identity.set_B, protected.path),
-        }
-        mixed = (identity.set_C, config["clean_photos"])
-        arms = {arm: with_clean_photos(photo_set, *mixed) for arm, photo_set in arms.items()}
-        counter = (self.countermeasure, self.choices["countermeasure"])
-        counter += (without(config["countermeasure"], "model"), self.purifiers.get(PURIFIER))
-        counter += (config["precision"],)
-        arms = {
-            arm: stages.countermeasure(identity.name, arm, photo_set, *counter)
-            for arm, photo_set in arms.items()
-        }
-        asked = config["customizer"]
-        class_images = None
-        if self.customizer.training.preserves_prior:
-            class_images = self._class_images(
-                self.base_model, asked["base_model"], asked, "customize"
-            )
-        tuning = without(config["customizer"], "base_model")
-        victims = {
-            arm: stages.customize(
-                identity.name,
-                arm,
-                photo_set,
-                self.customizer,
-                self.choices["customizer"],
-                tuning,
-                self.base_model,
-                class_images,
-            )
-            for arm, photo_set in arms.items()
-        }
-        galleries = {arm: self._gallery(identity.name, arm, victims[arm]) for arm in ARMS}
-        strangers = self._gallery(self.base_model.name, "strangers", None)
-        if "eval" not in stages.wanted:
-            for arm in ARMS:
-                say(f"gallery of the {arm} victim of {identity.name}: {galleries[arm].path}")
-            return None
-        outcome = Outcome(identity, protected, arms["protected"], victims, galleries, strangers)
-        facts = self._facts(identity)
-        return publish(outcome, scores, facts, self.choices, self.output_dir, self.tracker)
-
-    def _protect(self, identity: Identity) -> Artifact:
-        return self.stages.protect(
-            identity,
-            self.attack,
-            self.choices["attack"],
-            self.config["attack"],
-            list(self.surrogates.values()),
-            self._class_images_of_surrogate,
-            self.purifiers.get(OWN_PURIFIER),
-        )
-
-    def _facts(self, identity: Identity) -> dict:
-        """Return what of a record is known before any score, in the record's order."""
-        config, uses_loss = self.config, self.attack.needs_surrogate
-        return {
-            "dataset": self.choices["dataset"],
-            "identity": identity.name,
-            "attack": self.choices["attack"],
-            "eps": self.attack.eps,
-            "loss": self.choices["loss"] if uses_loss else "none",
-            "timestep_policy": self.choices["timestep_policy"] if uses_loss else "none",
-            "surrogate_model": self.choices["surrogate_model"],
-            "base_model": self.base_model.name,
-            "countermeasure": self.choices["countermeasure"],
-            "clean_photos": config["clean_photos"],
-            "adversary": self.choices["adversary"],
-            "customizer": self.choices["customizer"],
-            "seed": config["seed"],
-            "photos": len(identity.set_B.names),
-            "config": config,
-            "digests": {
-                **{name: model.digest for name, model in self.surrogates.items()},
-                "base_model": self.base_model.digest,
-                **{DIGESTS[key]: model.digest for key, model in self.purifiers.items()},
-            },
-        }
-
-    def _class_images_of_surrogate(self, k: int) -> Artifact:
-        attack, (key, model) = self.config["attack"], list(self.surrogates.items())[k]
-        node = attack["others"][key.rpartition(".")[2]] if k else self.config["surrogate_model"]
-        return self._class_images(model, node, attack, "protect")
-
-    def _class_images(self, model: Model, node: Mapping, asked: Mapping, needed_by: str):
-        settings = drawing(node) | without(self.config["class_images"], "_target_")
-        return self.stages.class_images(
-            model, asked["class_prompt"], settings, self.config["precision"], needed_by
-        )
-
-    def _gallery(self, unit: str, arm: str, victim: Artifact | None) -> Artifact:
-        return self.stages.gallery(
-            unit,
-            arm,
-            victim,
-            self.customizer,
-            self.base_model,
-            self.config["gallery"],
-            self.config["precision"],
-        )
+            failed[identity.name] = str(error)  # the error itself would hold the models
+            say(f"error: {identity.name}: {error}; going on with the others")
+        else:
+            paths += [path] if path else []
+    if paths:
+        print_table([read(path) for path in paths])
+        say(str(paths[-1]))
+    if failed:
+        raise SomeFailed(failed, len(people), paths)
+    return paths
 
 
-def for_all(read: Callable[[str], Any], names: Sequence[str]) -> list:
-    """Return what `read` returns for each name; raise Refused for all that it refuses."""
-    found, refused = [], {}
+def stages_of(job: Job) -> Stages:
+    """Return the stages of a job, on the store in its output_dir."""
+    forced = {part for stage in job.config["force"] for part in PARTS[stage]}
+    return Stages(job, Store(job.output_dir / "store", forced, RENEWED), set(job.config["stages"]))
+
+
+def _tracker(job: Job) -> Tracker:
+    settings, dataset = job.config["tracker"], job.config["dataset"]["_target_"]
+    experiment = job.choices.get("experiment")
+    return build(filled_in(OmegaConf.create(settings), dataset, experiment))
+
+
+def _read_all(stages: Stages) -> list[tuple[Identity, Scores]]:
+    """Return the identities of a job, each with the scorer of its galleries.
+
+    Raises Refused, with all names, for photos that cannot be used, and for photos that somebody
+    else protected but that cannot be those of the identity.
+    """
+    job = stages.job
+
+    def read_identity(name: str) -> tuple[Identity, Scores]:
+        identity = job.dataset.read(name, job.size)
+        with_clean_photos(identity.set_B, identity.set_C, job.config["clean_photos"])
+        photos = stages.photos(identity)
+        scores = Scores(stages, job.scorer, job.config["metrics"], identity, photos)
+        if stages.wanted > {"eval"}:
+            scores.check_reference()
+        return identity, scores
+
+    people = _for_all(read_identity, job.names)
+    if "protect" in stages.wanted and not job.attack.needs_surrogate:  # which takes no time
+        identities = {identity.name: identity for identity, _ in people}
+        _for_all(lambda name: stages.protect(identities[name]), job.names)
+    return people
+
+
+def _for_all(read: Callable[[str], Any], names: Sequence[str]) -> list:
+    """Return the results of `read` for each name; raise Refused with all its refusals."""
+    results, refused = [], {}
     for name in names:
         try:
-            found.append(read(name))
+            results.append(read(name))
         except StoreError:
             raise
         except (ValueError, OSError) as error:
             refused.setdefault(str(error), []).append(name)
     if refused:
         raise Refused("; ".join(f"{', '.join(who)}: {why}" for why, who in refused.items()))
-    return found
+    return results
+
+
+def run_identity(
+    stages: Stages, identity: Identity, scores: Scores, tracker: Tracker
+) -> Path | None:
+    """Run the wanted stages of one identity; return the path of its record, None without eval."""
+    job = stages.job
+    protected = stages.protect(identity)
+    if stages.wanted == {"protect"}:
+        say(f"protected photos of {identity.name}: {protected.path}")
+        return None
+    photos = stages.training_photos(identity, protected)
+    victims = {arm: stages.customize(identity.name, arm, photos[arm]) for arm in ARMS}
+    galleries = {arm: stages.gallery(identity.name, arm, victims[arm]) for arm in ARMS}
+    strangers = stages.gallery(job.base_model.name, "strangers", None)
+    if "eval" not in stages.wanted:
+        for arm in ARMS:
+            say(f"gallery of the {arm} victim of {identity.name}: {galleries[arm].path}")
+        return None
+    outcome = Outcome(identity, protected, photos["protected"], victims, galleries, strangers)
+    facts = facts_of(job, identity)
+    return publish(outcome, scores, facts, job.choices, job.output_dir, tracker)
+
+
+def facts_of(job: Job, identity: Identity) -> dict:
+    """Return the record's fields that are known before scoring, in the record's order."""
+    config, choices, uses_loss = job.config, job.choices, job.attack.needs_surrogate
+    digests = {key: model.digest for key, model in job.surrogates.items()}
+    digests["base_model"] = job.base_model.digest
+    digests |= {"purifier": job.purifier.digest} if job.purifier else {}
+    digests |= {ATTACK_PURIFIER: job.attack_purifier.digest} if job.attack_purifier else {}
+    return {
+        "dataset": choices["dataset"],
+        "identity": identity.name,
+        "attack": choices["attack"],
+        "eps": job.attack.eps,
+        "loss": choices["loss"] if uses_loss else "none",
+        "timestep_policy": choices["timestep_policy"] if uses_loss else "none",
+        "surrogate_model": choices["surrogate_model"],
+        "base_model": job.base_model.name,
+        "countermeasure": choices["countermeasure"],
+        "clean_photos": config["clean_photos"],
+        "adversary": choices["adversary"],
+        "customizer": choices["customizer"],
+        "seed": config["seed"],
+        "photos": len(identity.set_B.names),
+        "config": config,
+        "digests": digests,
+    }

@@ -1,1 +1,1 @@
-"""A job, checked: what a configuration names, built and looked at before any work."""
+"""A job: all that a configuration names, built and checked before any work."""

@@ -1,22 +1,31 @@
-"""What the nodes of a configuration stand for: the objects and models that they build."""
+"""Objects and models that the nodes of a configuration stand for."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
+from experiments.records.naming import without
 from experiments.setup.models import Model
+
+# keys of a group's node that the run reads itself: its class does not take them
+KEYS_OF_THE_RUN = {
+    "attack": ("others", "purifier"),
+    "countermeasure": ("model",),
+    "customizer": ("base_model", "precision"),
+    "dataset": ("shard",),
+}
 
 
 class Refused(ValueError):
     """A configuration that cannot be run; found before any work starts."""
 
 
-def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
-    """Instantiate a node of the configuration; what its constructor refuses is raised as it was
-    meant.
+def build(node: Mapping, **arguments: Any) -> Any:
+    """Return the object that a node describes.
+
+    Raises Refused with the message of its constructor where the constructor refuses a setting.
     """
     try:
         return instantiate(node, _convert_="object", **arguments)
@@ -28,5 +37,11 @@ def build(node: DictConfig | Mapping, **arguments: Any) -> Any:
         raise
 
 
+def build_group(config: Mapping, group: str) -> Any:
+    """Return the attack, counter-measure, customizer or data set of a resolved configuration."""
+    return build(without(config[group], *KEYS_OF_THE_RUN[group]))
+
+
 def model_of(node: Mapping, gradient_checkpointing: bool = False) -> Model:
+    """Return the model that a node of the group surrogate_model names."""
     return Model(node["name"], node["path"], node["revision"], gradient_checkpointing)

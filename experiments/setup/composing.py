@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -11,8 +11,8 @@ CONF = Path(__file__).parents[2] / "conf"
 def composed(*words: str, folder: Path = CONF, with_hydra: bool = False) -> DictConfig:
     """Return the configuration in `folder` with the overrides `words`.
 
-    `with_hydra` leaves Hydra's own settings in it, under `hydra`. Raises HydraException where an
-    override names what does not exist.
+    `with_hydra` leaves Hydra's own settings in the configuration, under `hydra`. Raises
+    HydraException for an override of something that does not exist.
     """
     with initialize_config_dir(str(folder), version_base="1.3"):
         return compose("config", list(words), return_hydra_config=with_hydra)
@@ -24,3 +24,18 @@ def resolved(config: DictConfig) -> dict:
     OmegaConf.set_struct(config, False)
     config.pop("hydra", None)
     return OmegaConf.to_container(config, resolve=True)
+
+
+def composed_with_choices(*words: str) -> tuple[DictConfig, dict[str, str]]:
+    """Return the configuration with the overrides `words`, and the option chosen in each group."""
+    config = composed(*words, with_hydra=True)
+    choices = OmegaConf.to_container(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
+def memory_presets() -> list[str]:
+    """Return the options of the group memory, the largest card first."""
+    names = [file.stem for file in (CONF / "memory").glob("*.yaml")]
+    return sorted(names, key=lambda name: int(name.removesuffix("gb")), reverse=True)

@@ -1,83 +1,128 @@
-"""Whether the models that a configuration names fit each other, its methods and this machine."""
+"""Whether the parts that a configuration names fit each other and this machine."""
 
-from collections.abc import Collection, Mapping
-from itertools import product
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from anticustom.adapters import check_layers, weights_in
 from anticustom.losses import chosen_layers
 from anticustom.model_files import decoder_layer_names, image_size
 from experiments.setup.building import Refused
+from experiments.setup.composing import CONF, composed
 from experiments.setup.models import Model
+
+SURROGATE, OTHER_SURROGATES = "surrogate_model", "attack.others."
+BASE_MODEL = "customizer.base_model"
+PURIFIER = "countermeasure.model"  # that the adversary purifies with
+ATTACK_PURIFIER = "attack.purifier"  # that the attack ascends through
+# the adversary, or the command line, chose a base model of its own
+OTHER_BASE_MODEL = f"surrogate_model@{BASE_MODEL}"
+
+
+def check_quirk(choices: Mapping[str, str]) -> None:
+    """Raise Refused for a quirk that changes a setting which the chosen attack does not have."""
+    name, attack, loss = (choices[group] for group in ("quirk", "attack", "loss"))
+    if name == "none":
+        return
+    described = composed(f"attack={attack}", f"loss={loss}", "quirk=none").attack
+    for key in _leaves(OmegaConf.load(CONF / "quirk" / f"{name}.yaml")):
+        key = key.removeprefix("attack.")  # the attack holds its loss
+        if not _has(described, key):
+            raise Refused(
+                f"quirk={name}: attack={attack} with loss={loss} has no {key}: choose another "
+                "attack, or quirk=none"
+            )
+
+
+def _leaves(node: Mapping, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, Mapping | DictConfig):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _has(node: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    holder = OmegaConf.select(node, parent) if parent else node
+    return isinstance(holder, DictConfig) and name in holder
+
+
+def check_purifier(attack: Any, models: Collection[str]) -> None:
+    """Raise Refused if an attack through purification has no model for it, or another has one.
+
+    `models` are the keys of the models that the configuration names.
+    """
+    needs_model, has_model = bool(getattr(attack, "purifiers", ())), ATTACK_PURIFIER in models
+    if has_model and not needs_model:
+        raise Refused("attack.purifier: no purify among attack.transforms takes it: leave it out")
+    if needs_model and not has_model:
+        raise Refused(
+            "attack.transforms: purify takes a model: name one, for example with "
+            "+surrogate_model@attack.purifier=tiny_b"
+        )
+
+
+def check_scale(nodes: Mapping[str, Mapping], keys: Collection[str]) -> None:
+    """Raise Refused if a model, among those of `keys`, is too large for a processor alone."""
+    for key in keys:
+        if nodes[key]["needs_gpu"]:
+            raise Refused(
+                f"surrogate_model={nodes[key]['name']} needs a GPU, and torch finds none: run on a "
+                "machine with one, or take the embedded model with surrogate_model=tiny "
+                "(device=cpu tries regardless, for many hours)"
+            )
 
 
 def size_of_all(models: Mapping[str, Model]) -> int:
-    """Return the size in px that all models are made for, by their keys; raise Refused where they
-    differ.
-    """
+    """Return the size in px that all models are made for; raise Refused where sizes differ."""
     sizes = {key: image_size(model.folder) for key, model in models.items()}
-    size = sizes["surrogate_model"]
-    for key, other in sizes.items():
-        if other != size:
+    size = sizes[SURROGATE]
+    for key, model_size in sizes.items():
+        if model_size != size:
             raise Refused(
-                f"surrogate_model is made for {size} px and {key} for {other} px: photos are "
+                f"surrogate_model is made for {size} px and {key} for {model_size} px: photos are "
                 f"protected at the size that is customized, so choose models of one size: {key} "
                 f"with surrogate_model@{key}=..."
             )
     return size
 
 
-def check_others(
-    models: Mapping[str, Model], surrogates: Collection[str], others: Collection[str]
+def check_models_differ(
+    models: Mapping[str, Model], attack: Any, choices: Mapping[str, str]
 ) -> None:
-    """Raise Refused if one of `others`, keys of models, is one of the `surrogates` once more."""
-    for key, surrogate in product(sorted(others), sorted(surrogates)):
+    """Raise Refused where a model that is meant to be another one has a surrogate's weights."""
+    surrogates = [key for key in models if is_surrogate(key)]
+    pairs = [(BASE_MODEL, SURROGATE)] if OTHER_BASE_MODEL in choices else []
+    if attack.needs_surrogate:
+        pairs += [(key, SURROGATE) for key in surrogates if key != SURROGATE]
+        pairs += [(PURIFIER, key) for key in surrogates if PURIFIER in models]
+    for key, surrogate in pairs:
         if models[key].digest == models[surrogate].digest:
             raise Refused(
                 f"{key} is the {surrogate} itself: name another, with surrogate_model@{key}"
             )
 
 
-def check_purifier(attack: Any, given: bool) -> None:
-    """Raise Refused if an attack that ascends through purification has no model for it, or one
-    that does not has one.
-    """
-    if bool(getattr(attack, "purifiers", ())) == given:
-        return
-    raise Refused(
-        "attack.purifier: no purify among attack.transforms takes it: leave it out"
-        if given
-        else "attack.transforms: purify takes a model: name one, for example with "
-        "+surrogate_model@attack.purifier=tiny_b"
-    )
-
-
-def check_scale(config: Mapping[str, Any], used: Collection[str]) -> None:
-    """Raise Refused for a model, of the keys `used`, that is too large for a processor alone."""
-    for key in used:
-        node = OmegaConf.select(OmegaConf.create(config), key)
-        if node.needs_gpu:
-            raise Refused(
-                f"surrogate_model={node.name} needs a GPU, and torch finds none: run on a "
-                "machine with one, or take the embedded model with surrogate_model=tiny "
-                "(device=cpu tries regardless, for many hours)"
-            )
+def is_surrogate(key: str) -> bool:
+    """Whether the attack climbs against the model of this key."""
+    return key == SURROGATE or key.startswith(OTHER_SURROGATES)
 
 
 def check_layers_exist(
-    attack: Any, surrogates: Mapping[str, Model], customizer: Any, base_model: Model
+    attack: Any, customizer: Any, surrogates: Collection[Model], base_model: Model
 ) -> None:
     """Raise ValueError for layers to adapt, or blocks to take features of, that a UNet lacks."""
     up_blocks = getattr(getattr(attack, "loss", None), "up_blocks", ())
-    for model in surrogates.values() if up_blocks else ():
+    for model in surrogates if up_blocks else ():
         chosen_layers(decoder_layer_names(model.folder), up_blocks)
-    asked = {"customizer.unet_layers": (customizer, [base_model])}
-    schedule = getattr(attack, "surrogate_schedule", None)
-    own = schedule.adapters if schedule else None
-    asked["attack.surrogate_schedule.adapters.unet_layers"] = (own, surrogates.values())
-    for key, (owner, models) in asked.items():
-        layers = getattr(owner, "unet_layers", None)
+    adapters = getattr(getattr(attack, "surrogate_schedule", None), "adapters", None)
+    adapted = [
+        ("customizer.unet_layers", customizer, [base_model]),
+        ("attack.surrogate_schedule.adapters.unet_layers", adapters, surrogates),
+    ]
+    for key, settings, models in adapted:
+        layers = getattr(settings, "unet_layers", None)
         for model in models if layers is not None else ():
             check_layers(key, layers, weights_in(model.folder))
