@@ -1,16 +1,17 @@
 """What runs of the program leave, and a run that ended well."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf, open_dict
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from experiments.run.pipeline import Pipeline
-from experiments.setup.composing import composed
+from experiments.setup.composing import composed_with_choices
+from experiments.setup.job import Job
 
 RUN = Path(__file__).parents[1] / "run.py"
 SIMAC = [
@@ -75,9 +76,23 @@ class Finished:
         self.record = json.loads(record.read_text())
 
 
-def pipeline_of(*arguments: str) -> Pipeline:
-    config = composed(*arguments, with_hydra=True)
-    choices = OmegaConf.to_container(config.hydra.runtime.choices)
-    with open_dict(config):
-        del config["hydra"]
-    return Pipeline(config, choices)
+def job_of(*arguments: str) -> Job:
+    return Job.from_config(*composed_with_choices(*arguments))
+
+
+def bare_job(config: dict, **parts) -> Job:
+    """Return a job of some settings and stand-ins, unchecked."""
+    config = {"seed": 0, "precision": "float32", "checkpoint_minutes": 5, "force": []} | config
+    fields = dict.fromkeys(Job.__dataclass_fields__)
+    choices = {"attack": "x", "customizer": "x", "countermeasure": "x"}
+    return Job(**fields | {"config": config, "choices": choices, "device": "cpu", **parts})
+
+
+def shifted(model: Path, folder: Path, shift: float) -> Path:
+    """Write a model of the same size with other weights."""
+    shutil.copytree(model, folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.bias"] += shift
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from anticustom import model_files
@@ -63,8 +62,7 @@ class Bench:
 
     @cached_property
     def customizer(self) -> Any:
-        # resolved before its model is taken out, because its settings follow the model
-        return build_group(OmegaConf.to_container(self.config, resolve=True), "customizer")
+        return build_group(self.config, "customizer")
 
     @cached_property
     def class_images(self) -> EncodedPhotos:

@@ -22,6 +22,7 @@ from experiments.terminal import say
 
 # of a training: AdamW's moments come with the first step, and ASPL's copy of them with the second
 TRAINING_STEPS = 2
+SAMPLER_STEPS = 4  # PNDM takes no fewer
 
 
 def check_memory(stages: Stages, identity: Identity) -> None:
@@ -40,8 +41,10 @@ def check_memory(stages: Stages, identity: Identity) -> None:
         forced = stage in job.config["force"]
         if stage not in stages.wanted or (step in done and not forced):
             continue
-        say(f"trying one step of {name} on {job.device} ...")
-        if not _fits(lambda step=step: step(job, identity)):
+        say(f"trying first steps of {name} on {job.device} ...")
+        with torch.random.fork_rng([] if job.device == "cpu" else [job.device]):
+            fits = _fits(lambda step=step: step(job, identity))
+        if not fits:
             advice = less_memory(job.choices)
             raise Refused(f"{name} does not fit the memory of {job.device}: {advice}{alternative}")
 
@@ -122,14 +125,14 @@ def customizer_step(job: Job, identity: Identity) -> None:
 
 
 def gallery_step(job: Job, identity: Identity) -> None:
-    """Draw the first batch of a gallery in one step of its sampler."""
+    """Draw the first batch of a gallery in few steps of its sampler."""
     settings = job.config["gallery"]
     prompt, count = settings["prompts"][0], settings["images_per_prompt"]
     _batch(job, BASE_MODEL, prompt, settings, count)
 
 
 def _class_images(job: Job, key: str, prompt: str) -> NamedImages:
-    """Return a batch of class images, drawn in one step of the sampler."""
+    """Return a batch of class images, drawn in few steps of the sampler."""
     settings = job.class_image_settings(key)
     images = _batch(job, key, prompt, settings, settings["count"])
     return tuple(f"{k:04}.png" for k in range(len(images))), images
@@ -137,8 +140,8 @@ def _class_images(job: Job, key: str, prompt: str) -> NamedImages:
 
 def _batch(job: Job, key: str, prompt: str, settings: Mapping, count: int) -> torch.Tensor:
     network = job.models[key].load(job.precision, job.device)
-    count = min(count, settings["batch_size"])
-    (images,) = sample(network, [prompt], {**settings, "steps": 1}, job.seed, count, silent)
+    steps, count = min(SAMPLER_STEPS, settings["steps"]), min(count, settings["batch_size"])
+    (images,) = sample(network, [prompt], {**settings, "steps": steps}, job.seed, count, silent)
     return images
 
 

@@ -42,7 +42,7 @@ def run(job: Job) -> list[Path]:
     fit the memory of a GPU. The failure of one of several identities is raised after the others,
     as SomeFailed.
     """
-    tracker = _tracker(job)
+    tracker = tracker_of(job)
     check_writable(job.output_dir)
     if not job.names:
         shard, count = job.config["dataset"]["shard"], len(job.dataset.names())
@@ -79,7 +79,8 @@ def stages_of(job: Job) -> Stages:
     return Stages(job, Store(job.output_dir / "store", forced, RENEWED), set(job.config["stages"]))
 
 
-def _tracker(job: Job) -> Tracker:
+def tracker_of(job: Job) -> Tracker:
+    """Return the tracker of a job, with the settings that follow from the run."""
     settings, dataset = job.config["tracker"], job.config["dataset"]["_target_"]
     experiment = job.choices.get("experiment")
     return build(filled_in(OmegaConf.create(settings), dataset, experiment))

@@ -5,6 +5,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.records.naming import without
 from experiments.setup.models import Model
@@ -38,8 +39,11 @@ def build(node: Mapping, **arguments: Any) -> Any:
 
 
 def build_group(config: Mapping, group: str) -> Any:
-    """Return the attack, counter-measure, customizer or data set of a resolved configuration."""
-    return build(without(config[group], *KEYS_OF_THE_RUN[group]))
+    """Return the attack, counter-measure, customizer or data set of a configuration."""
+    node = config[group]
+    if isinstance(node, DictConfig):  # before its models go, because settings follow them
+        node = OmegaConf.to_container(node, resolve=True)
+    return build(without(node, *KEYS_OF_THE_RUN[group]))
 
 
 def model_of(node: Mapping, gradient_checkpointing: bool = False) -> Model:

@@ -1,5 +1,6 @@
 """The configuration that a command line composes, for commands that are not run.py."""
 
+import re
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -38,4 +39,4 @@ def composed_with_choices(*words: str) -> tuple[DictConfig, dict[str, str]]:
 def memory_presets() -> list[str]:
     """Return the options of the group memory, the largest card first."""
     names = [file.stem for file in (CONF / "memory").glob("*.yaml")]
-    return sorted(names, key=lambda name: int(name.removesuffix("gb")), reverse=True)
+    return sorted(names, key=lambda name: int(re.sub(r"\D", "", name) or 0), reverse=True)

@@ -1,6 +1,4 @@
-"""What a run takes of a GPU, counted without one."""
-
-import weakref
+"""Memory of a GPU, counted without one."""
 
 import pytest
 import torch
@@ -10,103 +8,45 @@ from anticustom import model_files
 from anticustom.adapters import Adapters, add_adapters
 from anticustom.draws import SeededDraws
 from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
-from experiments.benchmarks import memory_table
-from experiments.benchmarks.memory_table import write_shapes
-from experiments.setup import memory, memory_counting
-from experiments.setup.building import Refused
-from experiments.setup.composing import CONF, composed
-from experiments.setup.memory import GIB, NAMES, check_fits, free_bytes
-from experiments.setup.memory_counting import of_adapters, of_weights
+from experiments.benchmarks import memory
+from experiments.benchmarks.memory import GIB, of_adapters, of_weights
+from experiments.setup.composing import CONF, composed, memory_presets
 
 # what a program finds free on a card of each name, in GiB
 CARDS = {"40gb": 39.4, "24gb": 23.5, "12gb": 11.6}
 
 
-@pytest.fixture(scope="module")
-def sd21(tmp_path_factory):
-    """A folder with the shapes of Stable Diffusion 2.1, and no weights."""
-    folder = tmp_path_factory.mktemp("sd21")
-    write_shapes("sd21", folder)
-    return folder
+def test_presets_are_sorted_and_have_the_same_keys():
+    assert memory_presets() == list(CARDS)
+    files = [OmegaConf.load(CONF / f"memory/{name}.yaml") for name in CARDS]
+    assert len({frozenset(node) for node in files}) == 1
 
 
-@pytest.fixture
-def fits(sd21):
-    """Check a configuration on a GPU of so many GiB."""
-
-    def check(available: float, *words: str) -> None:
-        words = ["surrogate_model=sd21", "precision=mixed", *words]
-        config = composed(*words, "dataset=portraits")
-        folders = {"surrogate_model": sd21, "customizer.base_model": sd21}
-        choices = {"attack": "simac", "customizer": "dreambooth"}
-        for word in words:
-            group, _, name = word.partition("=")
-            choices |= {group: name} if group in choices else {}
-        check_fits(config.stages, config, folders, choices, available * GIB)
-
-    return check
+@pytest.mark.parametrize("preset", CARDS)
+def test_simac_and_a_victim_fit_the_card_that_the_preset_is_named_after(preset):
+    customizer = "lora" if preset == "12gb" else "dreambooth"
+    words = ["surrogate_model=sd21", "precision=mixed", f"memory={preset}"]
+    config = composed(*words, "attack=simac", f"customizer={customizer}")
+    assert 3 < memory.attack_bytes(config) / GIB < CARDS[preset]
+    assert 3 < memory.customizer_bytes(config) / GIB < CARDS[preset]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_simac_and_a_victim_fit_the_card_that_the_setting_is_named_after(fits, name):
-    customizer = "lora" if name == "12gb" else "dreambooth"
-    fits(CARDS[name], f"memory={name}", f"customizer={customizer}")
-
-
-@pytest.mark.parametrize(
-    ("available", "words", "said"),
-    [
-        (23.5, [], r"attack=simac takes 3\d\.\d GiB, .* 23\.5 GiB free: run with memory=24gb"),
-        (11.6, ["memory=24gb"], r"attack=simac takes 2\d\.\d GiB, .*: run with memory=12gb"),
-        (15, ["attack=none"], r"customizer=dreambooth takes 2.* run with memory=24gb \(14\."),
-        (11.6, ["attack=none"], r"even at its least .* memory=24gb .*; customizer=lora takes less"),
-        (3, ["attack=advdm"], r"attack=advdm takes .* even at its least .* \(6\.\d GiB\)$"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_a_setting_that_does(fits, available, words, said):
-    with pytest.raises(Refused, match=said):
-        fits(available, *words)
-
-
-def test_what_an_earlier_job_left_is_free(monkeypatch):
-    """In the cache, or in objects that hold each other."""
-
-    class Left:
-        def __init__(self):
-            self.itself = self
-
-    left, cached = weakref.ref(Left()), [30]
-    monkeypatch.setattr(torch.cuda, "empty_cache", cached.clear)
-
-    def info(device: str) -> tuple[int, int]:
-        return 39 - sum(cached) - (5 if left() else 0), 40
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", info)
-    assert info("cuda:0")[0] == 4
-    assert free_bytes("cuda:0") == 39
-    assert free_bytes("cpu") is None
-
-
-def test_the_table_has_what_the_check_counts(monkeypatch, capsys):
-    monkeypatch.setattr(memory_table, "ATTACKS", ("advdm",))
-    monkeypatch.setattr(memory_table, "CUSTOMIZERS", ("lora",))
-    memory_table.main([])
+def test_the_table_has_a_row_for_each_method_and_a_column_for_each_preset(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "ATTACKS", ("advdm",))
+    monkeypatch.setattr(memory, "CUSTOMIZERS", ("lora",))
+    memory.main(["surrogate_model=tiny"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
-    assert [cell.strip() for cell in rows[0]] == ["GiB", *NAMES]
+    assert [cell.strip() for cell in rows[0]] == ["GiB, counted", *CARDS]
     sizes = {row[0].strip(): [float(cell) for cell in row[1:]] for row in rows[2:]}
     assert list(sizes) == ["attack=advdm", "customizer=lora"]
-    # what the check refuses at 3 GiB, and takes at 12
-    assert all(3 < size < 12 for row in sizes.values() for size in row)
-    assert sizes["attack=advdm"][0] > sizes["attack=advdm"][1]
-
-
-def test_stages_that_do_not_run_need_nothing(fits):
-    fits(3, "attack=noise", "stages=[protect]")
-    fits(1, "stages=[eval]")
+    config = composed("surrogate_model=tiny", "precision=mixed", "attack=advdm")
+    assert sizes["attack=advdm"][0] == round(memory.attack_bytes(config) / GIB, 1)
+    with pytest.raises(ValueError, match="Noise: only the steps of PGD"):
+        memory.attack_bytes(composed("attack=noise"))
 
 
 @pytest.mark.parametrize(("states", "tolerance"), [("32bit", 0.001), ("8bit", 0.05)])
-def test_a_training_takes_what_is_counted(states, tolerance):
+def test_a_training_takes_the_counted_bytes(states, tolerance):
     """Gradients, moments and the copy, measured on the embedded model."""
     model = model_files.load("tiny")
     settings = FineTuning(learning_rate=1e-5, optimizer_states=states)
@@ -116,70 +56,18 @@ def test_a_training_takes_what_is_counted(states, tolerance):
     draws = SeededDraws(0, "memory", model.latent_shape)
     trainer.train(photos, photos, 1, draws, "step", photo_set="photos")
     copy, _ = trainer.state()
-    moments = {name: value for name, value in copy.items() if name.startswith("adam.")}
-    taken = sum(p.nbytes for p in all_weights(model)) + _bytes(moments) + _bytes(copy)
-    counted = of_weights(settings, all_weights(model), kept=True).bytes
-    assert counted == pytest.approx(taken, rel=tolerance)
+    gradients = sum(p.nbytes for p in all_weights(model))
+    moments = sum(tensor.nbytes for name, tensor in copy.items() if name.startswith("adam."))
+    copied = sum(tensor.nbytes for tensor in copy.values())
+    counted = of_weights(settings, all_weights(model), copied=True).bytes
+    assert counted == pytest.approx(gradients + moments + copied, rel=tolerance)
 
 
-def _bytes(tensors: dict[str, torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def test_adapters_are_counted_as_they_are():
-    layers = ["to_q", "conv1", "proj_in"]
+def test_adapters_have_the_counted_weights():
     model = model_files.load("tiny")
-    counted = of_adapters(FineTuning(learning_rate=1e-4), model, layers, 4)
-    adapters = add_adapters(model, Adapters(rank=4, unet_layers=layers), 0)
-    assert counted.count == sum(p.numel() for p in adapters)
-
-
-def test_steps_are_counted_in_their_own_precision():
-    """Whatever the surrogate trains in and was loaded in."""
-    folders = {"surrogate_model": model_files.EMBEDDED / "tiny"}
-
-    def taken(*words: str) -> float:
-        return memory.stage_bytes("protect", composed("attack=advdm", *words), folders)
-
-    def split(steps: str, training: str) -> float:
-        return taken(f"attack.precision={steps}", f"+attack.training_precision={training}")
-
-    mixed, whole = (taken(f"attack.precision={one}") for one in ("mixed", "float32"))
-    assert mixed != whole
-    assert (split("float32", "mixed"), split("mixed", "float32")) == (whole, mixed)
-    rounded = taken("attack.precision=bfloat16")
-    assert rounded < split("bfloat16", "float32")  # the rounded weights beside the others
-
-
-def test_purification_keeps_what_each_of_its_steps_keeps():
-    folders = {"surrogate_model": model_files.EMBEDDED / "tiny"}
-    both = folders | {"attack.purifier": model_files.EMBEDDED / "tiny_b"}
-
-    def taken(timestep: int) -> float:
-        purify = f"{{_target_: anticustom.countermeasures.Purify, timestep: {timestep}}}"
-        words = ["attack=advdm", f"attack.transforms=[identity,{purify}]"]
-        config = composed(*words, "+surrogate_model@attack.purifier=tiny_b")
-        return memory.stage_bytes("protect", config, both)
-
-    plain = memory.stage_bytes("protect", composed("attack=advdm"), folders)
-    purifier = model_files.load("tiny_b")
-    weights = sum(
-        parameter.nbytes
-        for network in (purifier.vae, purifier.unet, purifier.text_encoder)
-        for parameter in network.parameters()
-    )
-    one, two, four = (taken(20 * steps) - plain for steps in (1, 2, 4))
-    assert one > weights
-    assert four - two == pytest.approx(2 * (two - one))
-    assert two > one
-
-
-def test_of_an_attack_with_a_loop_of_its_own_the_models_are_counted():
-    model = model_files.load("tiny")
-    counted = memory_counting.bytes_to_protect(object(), [model, model])
-    networks = (model.vae, model.unet, model.text_encoder)
-    taken = sum(p.nbytes for network in networks for p in network.parameters())
-    assert counted == memory_counting.UNCOUNTED + 2 * taken
+    settings = Adapters(rank=4, unet_layers=["to_q", "conv1", "proj_in"])
+    counted = of_adapters(FineTuning(learning_rate=1e-4), model, settings).count
+    assert counted == sum(p.numel() for p in add_adapters(model, settings, 0))
 
 
 def test_checkpointing_keeps_less_and_gives_the_same_gradients():
@@ -193,12 +81,7 @@ def test_checkpointing_keeps_less_and_gives_the_same_gradients():
         def loss(model=model, noisy=noisy, embeddings=embeddings) -> torch.Tensor:
             return model.predict(noisy, torch.tensor([10, 500]), embeddings).pow(2).sum()
 
-        kept[checkpointing] = memory_counting._kept_for_gradients(model, loss)
+        kept[checkpointing] = memory._kept_for_gradients(model, loss)
         (gradients[checkpointing],) = torch.autograd.grad(loss(), noisy)
     assert kept[True] < 0.5 * kept[False]
     torch.testing.assert_close(gradients[True], gradients[False])
-
-
-def test_every_setting_has_the_keys_of_all():
-    files = {name: OmegaConf.load(CONF / f"memory/{name}.yaml") for name in NAMES}
-    assert len({frozenset(node) for node in files.values()}) == 1

@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
-from runs import artifacts, pipeline_of, pixels, protected, snapshot
+from runs import artifacts, job_of, pixels, protected, snapshot
 
-from experiments.setup.building import Refused
+from experiments.run.pipeline import tracker_of
 
 # what readers of records rely on
 SURFACE = {
@@ -206,15 +205,16 @@ def test_sweeps_run_one_job_after_the_other(command, miniature, tmp_path):
 
 
 def test_own_photos_are_not_uploaded(miniature, tmp_path):
+    def uploads(*words: str) -> bool:
+        return tracker_of(job_of(*miniature, f"output_dir={tmp_path}/out", *words)).upload_images
+
     own = ["dataset=folder", f"dataset.root={tmp_path}/photos", "surrogate_model=tiny", *miniature]
     Path(tmp_path, "photos").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "photos" / "a.png")
-    out = f"output_dir={tmp_path}/out"
-    assert pipeline_of(*own, out).tracker.upload_images is False
-    assert pipeline_of(*own, out, "tracker.upload_images=true").tracker.upload_images is True
-    assert pipeline_of(*miniature, out).tracker.upload_images is True
-    asked = pipeline_of(*miniature, out, "tracker.upload_images=false")
-    assert asked.tracker.upload_images is False
+    assert uploads(*own) is False
+    assert uploads(*own, "tracker.upload_images=true") is True
+    assert uploads() is True
+    assert uploads("tracker.upload_images=false") is False
 
 
 def test_an_ensemble_of_other_sizes_is_refused(command, miniature, tmp_path):
@@ -226,29 +226,3 @@ def test_an_ensemble_of_other_sizes_is_refused(command, miniature, tmp_path):
     )
     assert ended.status == 1
     assert "attack.others.second for 128 px" in ended.err
-
-
-def test_what_does_not_fit_a_gpu_is_refused_unless_it_is_done(miniature, tmp_path, monkeypatch):
-    free = [None]
-    monkeypatch.setattr("experiments.run.pipeline.free_bytes", lambda device: free[0])
-
-    def run(stages: str, *more: str) -> None:
-        words = ["attack=advdm", "attack.steps=1", "tracker=none", f"output_dir={tmp_path}"]
-        pipeline_of(*miniature, *words, f"stages={stages}", *more).run()
-
-    def refused(what: str, *words: str) -> None:
-        free[0] = 1.0
-        with pytest.raises(Refused, match=f"{what} takes"):
-            run(*words)
-        free[0] = None
-
-    both = "[protect,customize]"
-    refused("attack=advdm", both)
-    assert not artifacts(tmp_path, "protect")
-    run("[protect]")
-    refused("customizer=dreambooth", both)
-    assert not artifacts(tmp_path, "class_images")
-    run(both)
-    refused("customizer=lora", both, "customizer=lora")
-    free[0] = 1.0
-    run(both)  # all is there

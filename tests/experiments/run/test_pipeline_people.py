@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from photo_folders import album
-from runs import artifacts, pipeline_of, protected
+from runs import artifacts, job_of, protected
 
 from anticustom.identities import Portraits
 from anticustom.images import write_png
-from experiments.run.pipeline import Pipeline, SomeFailed
+from experiments.run import pipeline
+from experiments.run.pipeline import SomeFailed
 
 
 def test_order_and_sharding_of_identities_change_nothing(command, miniature, aspl, tmp_path):
@@ -102,7 +103,7 @@ def test_what_fails_with_one_identity_is_said_and_the_others_go_on(
     class Model:
         pass
 
-    def identity_of(pipeline, identity, scores):
+    def run_identity(stages, identity, scores, tracker):
         model = Model()
         ran.append(identity.name)
         models.append(weakref.ref(model))
@@ -110,18 +111,18 @@ def test_what_fails_with_one_identity_is_said_and_the_others_go_on(
             raise FloatingPointError("the loss is not finite")
         return tmp_path / f"{identity.name}.json"
 
-    monkeypatch.setattr(Pipeline, "_identity", identity_of)
-    monkeypatch.setattr("experiments.run.pipeline.records.read", str)
-    monkeypatch.setattr("experiments.run.pipeline.print_table", lambda written: None)
+    monkeypatch.setattr(pipeline, "run_identity", run_identity)
+    monkeypatch.setattr(pipeline, "read", str)
+    monkeypatch.setattr(pipeline, "print_table", lambda records: None)
     words = [*miniature, "attack=none", "tracker=none", f"output_dir={tmp_path}"]
     with pytest.raises(SomeFailed, match=r"^1 of 3 failed: 1: the loss is not finite$") as failure:
-        pipeline_of(*words, "dataset.identities=[0,1,2]").run()
+        pipeline.run(job_of(*words, "dataset.identities=[0,1,2]"))
     assert failure.value.paths == [tmp_path / "0.json", tmp_path / "2.json"]
     assert ran == ["0", "1", "2"]
     assert not any(model() for model in models)  # the next person needs their memory
     assert "error: 1: the loss is not finite; going on with the others" in capsys.readouterr().out
     with pytest.raises(FloatingPointError):
-        pipeline_of(*words, "dataset.identities=[1]").run()
+        pipeline.run(job_of(*words, "dataset.identities=[1]"))
 
 
 def test_photos_that_others_protected_are_all_checked_before_any_work(command, miniature, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import bare_job
 
 from anticustom.identities import Identity, PhotoSet
 from experiments.run.outcome import key_of_record
@@ -30,7 +31,7 @@ def scored(tmp_path):
     """Score the reference photos; return how often the scorer was asked, and its digests."""
     file = tmp_path / "net.safetensors"
     file.write_bytes(b"one")
-    stages = Stages(Store(tmp_path / "store"), {"eval"}, 0, "cpu", 5)
+    stages = Stages(bare_job({}), Store(tmp_path / "store"), {"eval"})
     photos = PhotoSet(("a.png",), torch.zeros(1, 3, 8, 8))
     identity = Identity("ann", photos, photos, photos)
 
@@ -91,7 +92,7 @@ class ByName:
 
 
 def test_retention_is_between_strangers_and_the_held_out_set_against_the_clean_set(tmp_path):
-    stages = Stages(Store(tmp_path / "store"), {"eval"}, 0, "cpu", 5)
+    stages = Stages(bare_job({}), Store(tmp_path / "store"), {"eval"})
     sets = [PhotoSet((f"{k}.png",), torch.full((1, 3, 8, 8), k / 255)) for k in range(3)]
     photos = {letter: [tmp_path / letter / "0.png"] for letter in "ABC"}
     scorer = ByName()

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import SIMAC, artifacts, pixels
-from safetensors.torch import load_file, save_file
+from runs import SIMAC, artifacts, pixels, shifted
 
 STAGES = {
     "photos",
@@ -34,16 +33,6 @@ def further(finished, command, miniature):
         return json.loads(Path(ended.last_line).read_text()), {k: n for k, n in new.items() if n}
 
     return run
-
-
-def shifted(model: Path, folder: Path, shift: float) -> Path:
-    """Write a model of the same size with other weights."""
-    shutil.copytree(model, folder)
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(file)
-    weights["conv_in.bias"] += shift
-    save_file(weights, file, metadata={"format": "pt"})
-    return folder
 
 
 def test_attack_none_makes_no_second_victim(finished, further):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import bare_job
 
 from anticustom.countermeasures import GaussianNoise
 from anticustom.identities import Identity, PhotoSet
@@ -12,7 +13,7 @@ from anticustom.images import from_8bit
 from experiments.run.stages import Stages
 from experiments.store.artifacts import Store
 
-CONFIG = {"precision": "float32", "training_precision": "bfloat16"}
+SETTINGS = {"precision": "float32", "training_precision": "bfloat16"}
 
 
 def photos(letter: str, seed: int, count: int = 2) -> PhotoSet:
@@ -49,22 +50,28 @@ class Attack:
         return inputs.photos
 
 
-def stages(folder, seed=0) -> Stages:
-    return Stages(Store(folder), {"protect", "customize", "eval"}, seed, "cpu", 5)
+def stages(folder, seed=0, *, attack=None, models=ONE, purifier=None, settings=SETTINGS) -> Stages:
+    keys = ["surrogate_model", *(f"attack.others.{k}" for k in range(1, len(models)))]
+    models = dict(zip(keys, models, strict=True))
+    models |= {"attack.purifier": purifier} if purifier else {}
+    job = bare_job({"seed": seed, "attack": settings}, attack=attack or Attack(), models=models)
+    return Stages(job, Store(folder), {"protect", "customize", "eval"})
 
 
 def test_an_attack_is_given_the_clean_set_the_photos_and_each_surrogate(tmp_path):
     attack, models, purifier = Attack(), [Model("one"), Model("two")], Model("three")
-    stages(tmp_path, 7).protect(ANN, attack, "x", CONFIG, models, None, purifier)
+    stages(tmp_path, 7, attack=attack, models=models, purifier=purifier).protect(ANN)
     inputs = attack.inputs
     assert (inputs.identity, inputs.seed, inputs.names) == ("ann", 7, ANN.set_B.names)
     assert torch.equal(inputs.photos, ANN.set_B.images)
     assert inputs.clean_set[0] == ANN.set_A.names
     assert torch.equal(inputs.clean_set[1], ANN.set_A.images)
-    assert [one.model.digest for one in inputs.surrogates] == ["one", "two"]
+    assert [surrogate.model.digest for surrogate in inputs.surrogates] == ["one", "two"]
     assert [model.loaded for model in models] == [["bfloat16"], ["bfloat16"]]
     assert (inputs.purifier.digest, purifier.loaded) == ("three", ["float32"])
-    first, second = (one.draws("p", "B0.png", 1, torch.arange(9)) for one in inputs.surrogates)
+    first, second = (
+        surrogate.draws("p", "B0.png", 1, torch.arange(9)) for surrogate in inputs.surrogates
+    )
     assert not torch.equal(first.noise, second.noise)
 
 
@@ -78,14 +85,13 @@ def test_an_attack_is_given_the_clean_set_the_photos_and_each_surrogate(tmp_path
         {"models": [Model("two")]},
         {"models": [Model("one"), Model("two")]},
         {"purifier": Model("three")},
-        {"config": CONFIG | {"training_precision": "float32"}},
-        {"config": CONFIG | {"steps": 3}},
+        {"settings": SETTINGS | {"training_precision": "float32"}},
+        {"settings": SETTINGS | {"steps": 3}},
     ],
 )
 def test_protected_photos_depend_on_all_that_an_attack_is_given(tmp_path, changed):
-    def protect(*, seed=0, identity=ANN, models=ONE, config=CONFIG, purifier=None):
-        run = stages(tmp_path, seed)
-        return run.protect(identity, Attack(), "x", config, models, None, purifier).path
+    def protect(*, identity=ANN, **parts):
+        return stages(tmp_path, **parts).protect(identity).path
 
     assert protect(**changed) != protect()
     assert protect() == protect(identity=Identity("ann", ANN.set_A, ANN.set_B, photos("C", 9)))
@@ -93,23 +99,29 @@ def test_protected_photos_depend_on_all_that_an_attack_is_given(tmp_path, change
 
 def test_both_arms_get_the_same_random_numbers(tmp_path):
     """Of equal photos a counter-measure, a victim and its gallery are equal in both arms."""
-    shown = []
+    drawn = []
 
     class Customizer:
+        training = SimpleNamespace(preserves_prior=False)
+
         def customize(self, inputs):
-            shown.append(inputs.draws("step", "B0.png", 2, torch.arange(9)).noise)
+            drawn.append(inputs.draws("step", "B0.png", 2, torch.arange(9)).noise)
             return [0.0]
 
         def save(self, network, folder):
             (folder / "victim").touch()
 
+    job = bare_job(
+        {"countermeasure": {}, "customizer": SETTINGS},
+        countermeasure=GaussianNoise(8),
+        customizer=Customizer(),
+        models={"customizer.base_model": Model("one")},
+    )
+    noisy = []
     for arm in ("unprotected", "protected"):
-        run, model = stages(tmp_path / arm), Model("one")
-        noise = (GaussianNoise(8), "gaussian_noise", {}, None, "float32")
-        made = run.countermeasure("ann", arm, ANN.set_B, *noise)
-        shown.append(made.images)
-        run.customize("ann", arm, ANN.set_B, Customizer(), "x", CONFIG, model, None)
-    noisy, drawn, noisy_again, drawn_again = shown
-    assert torch.equal(noisy, noisy_again)
-    assert not torch.equal(noisy, ANN.set_B.images)
-    assert torch.equal(drawn, drawn_again)
+        run = Stages(job, Store(tmp_path / arm), {"customize"})
+        noisy.append(run.countermeasure("ann", arm, ANN.set_B).images)
+        run.customize("ann", arm, ANN.set_B)
+    assert torch.equal(*noisy)
+    assert not torch.equal(noisy[0], ANN.set_B.images)
+    assert torch.equal(*drawn)
