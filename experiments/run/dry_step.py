@@ -47,6 +47,7 @@ def check_memory(stages: Stages, identity: Identity) -> None:
         if not fits:
             advice = less_memory(job.choices)
             raise Refused(f"{name} does not fit the memory of {job.device}: {advice}{alternative}")
+    _free_memory()
 
 
 def less_memory(choices: Mapping[str, str]) -> str:
@@ -72,14 +73,12 @@ def _done(stages: Stages, identity: Identity) -> set[Callable]:
 
 
 def _fits(step: Callable[[], object]) -> bool:
-    _free_memory()  # of an earlier job of a sweep
+    _free_memory()  # of earlier steps and jobs
     try:
         with suppress(ValueError, FloatingPointError):  # the run itself raises these
             step()
     except torch.OutOfMemoryError:
         return False
-    finally:
-        _free_memory()
     return True
 
 
