@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -17,6 +18,16 @@ def composed(*words: str, folder: Path = CONF, with_hydra: bool = False) -> Dict
     """
     with initialize_config_dir(str(folder), version_base="1.3"):
         return compose("config", list(words), return_hydra_config=with_hydra)
+
+
+def composed_here(*words: str) -> DictConfig:
+    """Return the configuration in the folders that this process was started with, or in conf/.
+
+    Hydra's own settings are under `hydra`.
+    """
+    if GlobalHydra.instance().is_initialized():
+        return compose("config", list(words), return_hydra_config=True)
+    return composed(*words, with_hydra=True)
 
 
 def resolved(config: DictConfig) -> dict:

@@ -9,7 +9,7 @@ from anticustom.adapters import check_layers, weights_in
 from anticustom.losses import chosen_layers
 from anticustom.model_files import decoder_layer_names, image_size
 from experiments.setup.building import Refused
-from experiments.setup.composing import CONF, composed
+from experiments.setup.composing import CONF, composed_here
 from experiments.setup.models import Model
 
 SURROGATE, OTHER_SURROGATES = "surrogate_model", "attack.others."
@@ -25,7 +25,7 @@ def check_quirk(choices: Mapping[str, str]) -> None:
     name, attack, loss = (choices[group] for group in ("quirk", "attack", "loss"))
     if name == "none":
         return
-    described = composed(f"attack={attack}", f"loss={loss}", "quirk=none").attack
+    described = composed_here(f"attack={attack}", f"loss={loss}", "quirk=none").attack
     for key in _leaves(OmegaConf.load(CONF / "quirk" / f"{name}.yaml")):
         key = key.removeprefix("attack.")  # the attack holds its loss
         if not _has(described, key):

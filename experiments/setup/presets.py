@@ -2,12 +2,8 @@
 
 from collections.abc import Mapping
 
-from hydra import compose
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
-
 from experiments.records.naming import differences, method_parts, setting_parts, without
-from experiments.setup.composing import composed, resolved
+from experiments.setup.composing import composed_here, resolved
 
 # groups whose values are named one by one, or decide no number
 UNNAMED = ("experiment", "quirk", "memory", "tracker")
@@ -53,12 +49,5 @@ def _preset(
         for group, option in choices.items()
         if option and "@" not in group and "/" not in group and group not in (*UNNAMED, *skipped)
     ]
-    config = _composed([*words, f"precision={precision}"])
+    config = composed_here(*words, f"precision={precision}")
     return resolved(config), config.hydra.runtime.choices
-
-
-def _composed(words: list[str]) -> DictConfig:
-    """Compose with the folders that this process was started with, or with conf/ alone."""
-    if GlobalHydra.instance().is_initialized():
-        return compose("config", words, return_hydra_config=True)
-    return composed(*words, with_hydra=True)

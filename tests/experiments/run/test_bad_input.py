@@ -26,7 +26,16 @@ REFUSED = {
     "attack=t_fsmg loss.target={file}": r"{file}.*",
     "timestep_policy.keep=30": r"timestep_policy\.window=40: expected at most keep=30",
     "attack=e_aspl surrogate_model.path=tiny_b": r"attack\.others\.second is the surrogate_model",
-    "attack=advdm quirk=first_photos": r"attacks\.pgd\.PGD: Frozen.*'training'",
+    "attack=advdm quirk=first_photos": (
+        r"quirk=first_photos: attack=advdm with loss=denoising has no surrogate_schedule\.training"
+    ),
+    "attack=advdm quirk=bfloat16_training": r"quirk=.*attack=advdm .* has no training_precision: ",
+    "attack=noise quirk=no_gradient_clip": r"quirk=no_gradient_clip: attack=noise .* has no surr",
+    "attack=noise quirk=bfloat16_attack": r"quirk=bfloat16_attack: attack=noise .* no precision: ",
+    "attack=aspl quirk=moving_reference": (
+        r"quirk=moving_reference: attack=aspl with loss=denoising has no loss\.reference: choose"
+    ),
+    "attack=simac quirk=mean_image": r"quirk=mean_image: attack=simac .* has no combination\.",
     "customizer=lora customizer.unet_layers=[norm1]": r"customizer\.unet_layers: .* 'norm1'",
     "memory=12gb surrogate_model.training.lora.unet_layers=[]": r"adapters\.unet_layers=\[\]",
     "dataset.shard=8/8": r"dataset\.shard='8/8': expected k/n .* 0/8",
