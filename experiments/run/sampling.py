@@ -8,6 +8,7 @@ from torch import Tensor
 
 from anticustom.draws import keyed_generator
 from anticustom.progress import Checkpoint, NoCheckpoint
+from experiments.setup.settings import SAMPLER
 
 
 def sample(
@@ -19,11 +20,11 @@ def sample(
     progress: Callable,
     checkpoint: Checkpoint | None = None,
 ) -> list[Tensor]:
-    """Return `count` images (n, 3, h, w) in [0, 1] of each prompt; image i depends on (seed,
-    prompt, i), not on the batching.
+    """Return `count` images (n, 3, h, w) in [0, 1] of each prompt.
 
-    With a `checkpoint`, what a kill left is not drawn again. Raises FloatingPointError for an
-    image that is not finite.
+    Image i depends on (seed, prompt, i), not on the batching. A `checkpoint` keeps finished
+    batches, so a killed call does not draw them again. Raises FloatingPointError for an image that
+    is not finite.
     """
     checkpoint = checkpoint or NoCheckpoint()
     saved = checkpoint.load()
@@ -32,13 +33,13 @@ def sample(
     for prompt in prompts:
         noise = torch.stack([_noise(network, seed, prompt, i) for i in range(count)])
         batches = noise.split(settings["batch_size"])
-        step = _Steps(progress, prompt, len(batches) * settings["steps"])
+        steps = _Steps(progress, prompt, len(batches) * settings["steps"])
         for batch in batches:
             if kept > 0:  # checkpoints come between batches
                 kept -= len(batch)
-                step.done += settings["steps"]
+                steps.done += settings["steps"]
                 continue
-            images.append(_drawn(network, prompt, batch, settings, step))
+            images.append(_drawn(network, prompt, batch, settings, steps))
             if checkpoint.due():
                 images = [torch.cat(images)]
                 checkpoint.save({"images": images[0]}, {})
@@ -51,7 +52,7 @@ def _noise(network: Any, seed: int, prompt: str, number: int) -> Tensor:
 
 
 class _Steps:
-    """Tells of the steps of a prompt as they are made."""
+    """Reports the steps of a prompt to a progress bar, one by one."""
 
     def __init__(self, progress: Callable, prompt: str, total: int):
         self.progress, self.what, self.total, self.done = progress, f"sampling {prompt!r}", total, 0
@@ -62,17 +63,10 @@ class _Steps:
 
 
 def _drawn(
-    network: Any, prompt: str, batch: Tensor, settings: Mapping, callback: Callable[[], None]
+    network: Any, prompt: str, noise: Tensor, settings: Mapping, callback: Callable[[], None]
 ) -> Tensor:
-    images = network.sample(
-        prompt,
-        batch,
-        steps=settings["steps"],
-        guidance_scale=settings["guidance_scale"],
-        scheduler=settings["scheduler"],
-        karras_sigmas=settings["karras_sigmas"],
-        callback=callback,
-    )
+    sampler = {key: settings[key] for key in SAMPLER}
+    images = network.sample(prompt, noise, callback=callback, **sampler)
     if not images.isfinite().all():
         raise FloatingPointError(
             f"an image sampled for {prompt!r} is not finite: try precision=float32; if that is "

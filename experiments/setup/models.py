@@ -1,6 +1,4 @@
-"""The diffusion models that a configuration names: where they are, which they are, whether they
-can be loaded.
-"""
+"""Diffusion models as a configuration names them: their files, their digests, their loading."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,9 +13,9 @@ from anticustom.model_files import load, local_folder
 from experiments.store.provenance import digest_of_folder
 
 FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
-# what the hub's folders hold besides the one form of the weights that is loaded
+# files of the hub's folders besides the one form of the weights that is loaded
 OTHER_FILES = ["*.fp16.safetensors", "*non_ema*", "safety_checker/*", "feature_extractor/*"]
-# what Stable Diffusion 1.x and 2.x are made of
+# parts of Stable Diffusion 1.x and 2.x
 KINDS = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
@@ -26,20 +24,21 @@ KINDS = {
 
 
 def loaded(names: Sequence[str]) -> list[str]:
-    """Return those of a model folder's file names that are loaded."""
+    """Return the file names of a model folder that are loaded."""
     from huggingface_hub.utils import filter_repo_objects
 
     return list(filter_repo_objects(names, allow_patterns=FILES, ignore_patterns=OTHER_FILES))
 
 
 class ModelMissing(ValueError):
-    """A model that cannot be loaded here: what is missing and how to get it, in one line."""
+    """A model cannot be loaded here; the message says what is missing and how to get it."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model as the configuration names it: `path` is a folder, an embedded model, or a
-    repository at `revision`.
+    """A model as the configuration names it.
+
+    `path` is a folder, the name of an embedded model, or a repository of the hub at `revision`.
     """
 
     name: str
@@ -49,20 +48,17 @@ class Model:
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of the weights, downloaded if it must be. Raises ModelMissing."""
+        """The folder of the weights, downloaded if necessary. Raises ModelMissing."""
         folder = local_folder(self.path)
-        if folder is not None:
-            if not (folder / "model_index.json").is_file():
-                raise ModelMissing(
-                    f"surrogate_model.path={self.path}: no model_index.json in this folder, so it "
-                    "is no diffusers model: "
-                    "name a folder saved by save_pretrained"
-                )
-            self._check_kind(folder)
-            return folder
-        if self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
-            raise ModelMissing(f"surrogate_model.path={self.path}: no such folder")
-        folder = self._snapshot()
+        if folder is None:
+            if self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
+                raise ModelMissing(f"surrogate_model.path={self.path}: no such folder")
+            folder = self._snapshot()
+        elif not (folder / "model_index.json").is_file():
+            raise ModelMissing(
+                f"surrogate_model.path={self.path}: no model_index.json in this folder, so it "
+                "is no diffusers model: name a folder saved by save_pretrained"
+            )
         self._check_kind(folder)
         return folder
 
@@ -80,32 +76,26 @@ class Model:
     def _snapshot(self) -> Path:
         from huggingface_hub import snapshot_download
 
-        wanted = {
+        files = {
             "revision": self.revision,
             "allow_patterns": FILES,
             "ignore_patterns": OTHER_FILES,
         }
         try:
             try:
-                return Path(snapshot_download(self.path, local_files_only=True, **wanted))
+                return Path(snapshot_download(self.path, local_files_only=True, **files))
             except OSError:
-                return Path(snapshot_download(self.path, etag_timeout=5, **wanted))
-        except (
-            Exception
-        ) as error:  # the hub client raises many kinds; all mean that the weights are not to be had
+                return Path(snapshot_download(self.path, etag_timeout=5, **files))
+        except Exception as error:  # of many types, all of which mean that there are no weights
             raise ModelMissing(
                 f"surrogate_model={self.name}: the weights of {self.path} are not on this machine "
-                "and could not be "
-                f"downloaded ({type(error).__name__}): run once with network access to the hub, "
-                "or set "
-                "surrogate_model.path to a local diffusers folder"
+                f"and could not be downloaded ({type(error).__name__}): run once with network "
+                "access to the hub, or set surrogate_model.path to a local diffusers folder"
             ) from error
 
     @cached_property
     def digest(self) -> str:
-        """What identifies the weights: the contents of a local folder, the revision of a
-        repository.
-        """
+        """A name of the weights: digest of a local folder, or repository and revision."""
         if local_folder(self.path) is None and self.revision:
             return f"{self.path}@{self.revision}"
         return digest_of_folder(self.folder, loaded)
@@ -120,7 +110,7 @@ class Model:
 
 
 def _unlike_latents(folder: Path) -> list[str]:
-    """What tells an inpainting, a depth or an upscaling model from one that denoises latents."""
+    """Return the marks of inpainting, depth or upscaling, which need more than latents."""
     unet, vae, scheduler = (
         json.loads((folder / file).read_text())
         for file in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
@@ -133,8 +123,9 @@ def _unlike_latents(folder: Path) -> list[str]:
 
 
 def surrogate_precision(attack: Mapping[str, Any]) -> str:
-    """Return what an attack's settings let its surrogates be loaded in: what they train in, or
-    where nothing is said of that, what the attack computes in.
+    """Return the precision in which an attack's surrogates are loaded.
+
+    They train in it. Without `training_precision` it is the precision of the attack.
     """
     return attack.get("training_precision") or attack["precision"]
 

@@ -1,11 +1,12 @@
-"""What a configuration must satisfy before anything is built from it."""
+"""Checks of a configuration before anything is built from it."""
 
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
 from anticustom.customizers.rare_word import rare_word
+from anticustom.diffusion import Precision
 from anticustom.sampling import check_sampler
 from experiments.setup.building import Refused, build
 
@@ -15,25 +16,31 @@ PARTS = {
     "customize": ("class_images", "countermeasure", "customize", "gallery"),
     "eval": ("eval",),
 }
-PRECISIONS = ("float32", "mixed", "bfloat16")
+PRECISIONS = get_args(Precision)
 SAMPLER = ("steps", "guidance_scale", "scheduler", "karras_sigmas")
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
-    """Raise Refused for a setting of the pipeline's own that no run can have.
+    """Raise Refused for a setting of the pipeline that no run can have.
 
-    `config` is resolved; attacks, customizers, data sets and metrics check theirs themselves.
+    `config` is resolved. Attacks, customizers, data sets and metrics check their settings
+    themselves.
     """
     for key in ("stages", "force"):
-        asked = config[key]
-        if not isinstance(asked, list) or set(asked) - set(PARTS) or not (asked or key == "force"):
-            raise Refused(f"{key}={asked}: expected a list of {', '.join(PARTS)}")
-    own = {f"{key}.precision": config[key].get("precision") for key in ("attack", "customizer")}
-    own["attack.training_precision"] = config["attack"].get("training_precision")
-    for key, precision in {"precision": config["precision"], **own}.items():
+        stages = config[key]
+        is_list = isinstance(stages, list) and set(stages) <= set(PARTS)
+        if not is_list or not (stages or key == "force"):
+            raise Refused(f"{key}={stages}: expected a list of {', '.join(PARTS)}")
+    precisions = {
+        "precision": config["precision"],
+        "attack.precision": config["attack"].get("precision"),
+        "attack.training_precision": config["attack"].get("training_precision"),
+        "customizer.precision": config["customizer"]["precision"],
+    }
+    for key, precision in precisions.items():
         if precision is not None and precision not in PRECISIONS:
-            expected = f"{'auto, ' * (key == 'precision')}{', '.join(PRECISIONS)}"
-            raise Refused(f"{key}={precision!r}: expected one of {expected}")
+            expected = [*(["auto"] if key == "precision" else []), *PRECISIONS]
+            raise Refused(f"{key}={precision!r}: expected one of {', '.join(expected)}")
     _check_number("seed", config["seed"], int, 0)
     _check_number("clean_photos", config["clean_photos"], int, 0)
     _check_number("checkpoint_minutes", config["checkpoint_minutes"], Real, 0)
@@ -50,8 +57,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
 
 
 def shard_of(names: Sequence[str], shard: str | None) -> list[str]:
-    """Return the names that belong to a shard "k/n": every n-th from the k-th, counted from 0; all
-    without one. Raises Refused for anything else.
+    """Return the names of a shard "k/n", every n-th from the k-th, or all names for None.
+
+    Shards count from 0. Raises Refused for a shard of another form.
     """
     if shard is None:
         return list(names)
@@ -62,14 +70,14 @@ def shard_of(names: Sequence[str], shard: str | None) -> list[str]:
 
 
 def _check_names_the_person(prompts: Sequence[str], customizer: Mapping[str, Any]) -> None:
-    """Raise Refused for a gallery that asks for somebody else than the customizer teaches."""
+    """Raise Refused for a prompt of the gallery without the word that the customizer teaches."""
     try:
         word = rare_word(customizer["instance_prompt"], customizer["class_prompt"])
-    except ValueError:  # no single word, which customizers that need one refuse themselves
+    except ValueError:  # no single word: customizers that need one refuse the prompt themselves
         return
-    if other := [prompt for prompt in prompts if word not in re.findall(r"[^\s,.]+", prompt)]:
+    if lacking := [prompt for prompt in prompts if word not in re.findall(r"[^\s,.]+", prompt)]:
         raise Refused(
-            f"gallery.prompts: {other[0]!r} lacks {word!r}, the word for the person in "
+            f"gallery.prompts: {lacking[0]!r} lacks {word!r}, the word for the person in "
             f"customizer.instance_prompt={customizer['instance_prompt']!r}: change prompts.gallery "
             "too (adversary=other_term has both)"
         )
