@@ -93,10 +93,7 @@ def attack_step(job: Job, identity: Identity) -> None:
     images = [
         _class_images(job, key, prompt) for key in job.surrogates if job.attack.needs_class_images
     ]
-    inputs = job.attack_inputs(
-        identity, images.__getitem__, progress=silent, checkpoint=NoCheckpoint()
-    )
-    shortened_attack(job.attack)(inputs)
+    shortened_attack(job.attack)(job.attack_inputs(identity, images.__getitem__))
 
 
 def shortened_attack(attack: Any) -> Any:

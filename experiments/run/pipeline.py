@@ -15,7 +15,7 @@ from experiments.run.stages import StageMissing, Stages
 from experiments.run.table import print_table
 from experiments.run.tracking import Tracker, filled_in
 from experiments.setup.building import Refused, build
-from experiments.setup.fitting import ATTACK_PURIFIER
+from experiments.setup.fitting import ATTACK_PURIFIER, PURIFIER
 from experiments.setup.job import Job
 from experiments.setup.settings import PARTS
 from experiments.store.artifacts import Store
@@ -152,8 +152,8 @@ def facts_of(job: Job, identity: Identity) -> dict:
     config, choices, uses_loss = job.config, job.choices, job.attack.needs_surrogate
     digests = {key: model.digest for key, model in job.surrogates.items()}
     digests["base_model"] = job.base_model.digest
-    digests |= {"purifier": job.purifier.digest} if job.purifier else {}
-    digests |= {ATTACK_PURIFIER: job.attack_purifier.digest} if job.attack_purifier else {}
+    for name, key in {"purifier": PURIFIER, ATTACK_PURIFIER: ATTACK_PURIFIER}.items():
+        digests |= {name: job.models[key].digest} if key in job.models else {}
     return {
         "dataset": choices["dataset"],
         "identity": identity.name,

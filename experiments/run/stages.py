@@ -15,7 +15,7 @@ from anticustom.images import write_png, write_protected
 from experiments.records.naming import decisive, with_contents, without
 from experiments.run.photo_files import photo_files, read_back, read_images, slug
 from experiments.run.sampling import sample
-from experiments.setup.fitting import BASE_MODEL
+from experiments.setup.fitting import ATTACK_PURIFIER, BASE_MODEL, PURIFIER
 from experiments.setup.job import Job
 from experiments.store.artifacts import Artifact, Store, key_of
 from experiments.store.checkpoints import TimedCheckpoint
@@ -132,7 +132,7 @@ class Stages:
     def protect(self, identity: Identity) -> Artifact:
         """Return the protected photos of set B."""
         job, attack, config = self.job, self.job.attack, self.job.config["attack"]
-        keys, purifier = list(job.surrogates), job.attack_purifier
+        keys, purifier = list(job.surrogates), job.models.get(ATTACK_PURIFIER)
 
         def class_images(k: int) -> Artifact:
             return self.class_images(keys[k], config["class_prompt"], "protect")
@@ -190,7 +190,7 @@ class Stages:
 
     def countermeasure(self, identity: str, arm: str, photos: PhotoSet) -> PhotoSet:
         """Return the photos as the adversary changes them before training."""
-        job, model = self.job, self.job.purifier
+        job, model = self.job, self.job.models.get(PURIFIER)
         if isinstance(job.countermeasure, Unchanged):
             return photos
         config = without(job.config["countermeasure"], "model")

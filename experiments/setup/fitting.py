@@ -1,15 +1,16 @@
 """Whether the parts that a configuration names fit each other and this machine."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
 
 from anticustom.adapters import check_layers, weights_in
 from anticustom.losses import chosen_layers
 from anticustom.model_files import decoder_layer_names, image_size
 from experiments.setup.building import Refused
-from experiments.setup.composing import CONF, composed_here
+from experiments.setup.composing import CONF, composed_here, resolved
 from experiments.setup.models import Model
 
 SURROGATE, OTHER_SURROGATES = "surrogate_model", "attack.others."
@@ -25,28 +26,17 @@ def check_quirk(choices: Mapping[str, str]) -> None:
     name, attack, loss = (choices[group] for group in ("quirk", "attack", "loss"))
     if name == "none":
         return
-    described = composed_here(f"attack={attack}", f"loss={loss}", "quirk=none").attack
-    for key in _leaves(OmegaConf.load(CONF / "quirk" / f"{name}.yaml")):
-        key = key.removeprefix("attack.")  # the attack holds its loss
-        if not _has(described, key):
-            raise Refused(
-                f"quirk={name}: attack={attack} with loss={loss} has no {key}: choose another "
-                "attack, or quirk=none"
-            )
-
-
-def _leaves(node: Mapping, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, Mapping | DictConfig):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def _has(node: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    holder = OmegaConf.select(node, parent) if parent else node
-    return isinstance(holder, DictConfig) and name in holder
+    described = resolved(composed_here(f"attack={attack}", f"loss={loss}", "quirk=none"))
+    quirk = OmegaConf.to_container(OmegaConf.load(CONF / "quirk" / f"{name}.yaml"))
+    changed = {**quirk.pop("attack", {}), **quirk}  # the attack holds its loss
+    settings = OmegaConf.create(described["attack"], flags={"struct": True})
+    try:
+        OmegaConf.merge(settings, changed)
+    except ConfigKeyError as error:
+        raise Refused(
+            f"quirk={name}: attack={attack} with loss={loss} has no {error.full_key}: choose "
+            "another attack, or quirk=none"
+        ) from error
 
 
 def check_purifier(attack: Any, models: Collection[str]) -> None:
@@ -64,12 +54,18 @@ def check_purifier(attack: Any, models: Collection[str]) -> None:
         )
 
 
-def check_scale(nodes: Mapping[str, Mapping], keys: Collection[str]) -> None:
-    """Raise Refused if a model, among those of `keys`, is too large for a processor alone."""
-    for key in keys:
-        if nodes[key]["needs_gpu"]:
+def check_scale(nodes: Mapping[str, Mapping], attack: Any, stages: Collection[str]) -> None:
+    """Raise Refused for a model that the wanted stages use and that needs a GPU.
+
+    `nodes` are those of the models, by their keys.
+    """
+    for key, node in nodes.items():
+        attacks = is_surrogate(key) or key == ATTACK_PURIFIER
+        stage = "protect" if attacks else "customize"
+        is_used = stage in stages and (attack.needs_surrogate or not attacks)
+        if node["needs_gpu"] and is_used:
             raise Refused(
-                f"surrogate_model={nodes[key]['name']} needs a GPU, and torch finds none: run on a "
+                f"surrogate_model={node['name']} needs a GPU, and torch finds none: run on a "
                 "machine with one, or take the embedded model with surrogate_model=tiny "
                 "(device=cpu tries regardless, for many hours)"
             )

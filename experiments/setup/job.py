@@ -64,7 +64,7 @@ class Job:
     def from_config(
         cls, composed: DictConfig, choices: Mapping[str, str], neighbour: int = 0
     ) -> "Job":
-        """Build and check all that a composed configuration names; nothing is computed or written.
+        """Build and check all that a composed configuration names, before any work.
 
         `neighbour` is the number of the job among those that run on this machine at once. Raises
         ValueError, in one line, for a configuration that cannot be run.
@@ -90,7 +90,7 @@ class Job:
         check_purifier(attack, models)
         checks = [dataset.names]
         if device == "cpu" != config["device"]:
-            checks.append(partial(check_scale, nodes, _keys_in_use(config, attack, models)))
+            checks.append(partial(check_scale, nodes, attack, config["stages"]))
         _raise_all(checks)
         names = shard_of(dataset.names(), config["dataset"]["shard"])
 
@@ -134,16 +134,6 @@ class Job:
     def base_model(self) -> Model:
         return self.models[BASE_MODEL]
 
-    @property
-    def purifier(self) -> Model | None:
-        """The model that the adversary purifies photos with."""
-        return self.models.get(PURIFIER)
-
-    @property
-    def attack_purifier(self) -> Model | None:
-        """The model of an attack that ascends through purification."""
-        return self.models.get(ATTACK_PURIFIER)
-
     def class_image_settings(self, key: str) -> dict:
         """Return how the model of `key` draws images of the class: sampler, batches, count."""
         return drawing(self.nodes[key]) | without(self.config["class_images"], "_target_")
@@ -156,13 +146,13 @@ class Job:
         `class_images(k)` are those of the k-th surrogate, made when an attack asks for them.
         `watching` has progress and checkpoint.
         """
-        node, purifier = self.config["attack"], self.attack_purifier
-        networks = []
+        node, surrogates, purifier = self.config["attack"], [], None
         if self.attack.needs_surrogate:
             precision = surrogate_precision(node)
-            networks = [model.load(precision, self.device) for model in self.surrogates.values()]
-        network = purifier and purifier.load(node["precision"], self.device)
-        return attack_inputs(identity, self.seed, networks, class_images, network, **watching)
+            surrogates = [model.load(precision, self.device) for model in self.surrogates.values()]
+        if model := self.models.get(ATTACK_PURIFIER):
+            purifier = model.load(node["precision"], self.device)
+        return attack_inputs(identity, self.seed, surrogates, class_images, purifier, **watching)
 
     def customizer_inputs(
         self, identity: str, photos: PhotoSet, class_images: NamedImages | None, **watching: Any
@@ -221,17 +211,6 @@ def _nodes_of_models(config: Mapping) -> dict[str, Mapping]:
     keys += [PURIFIER] if config["countermeasure"].get("model") else []
     keys += [ATTACK_PURIFIER] if config["attack"].get("purifier") else []
     return {key: reduce(getitem, key.split("."), config) for key in keys}
-
-
-def _keys_in_use(config: Mapping, attack: Any, keys: Sequence[str]) -> list[str]:
-    """Return the keys of the models that the wanted stages compute with."""
-    protects = attack.needs_surrogate and "protect" in config["stages"]
-    customizes = "customize" in config["stages"]
-    return [
-        key
-        for key in keys
-        if (protects if is_surrogate(key) or key == ATTACK_PURIFIER else customizes)
-    ]
 
 
 def _raise_all(checks: Sequence[Callable[[], object]]) -> None:

@@ -38,7 +38,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
         "customizer.precision": config["customizer"]["precision"],
     }
     for key, precision in precisions.items():
-        if precision is not None and precision not in PRECISIONS:
+        is_left_out = precision is None and key.startswith("attack.")
+        if precision not in PRECISIONS and not is_left_out:
             expected = [*(["auto"] if key == "precision" else []), *PRECISIONS]
             raise Refused(f"{key}={precision!r}: expected one of {', '.join(expected)}")
     _check_number("seed", config["seed"], int, 0)

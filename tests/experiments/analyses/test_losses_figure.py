@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from runs import shifted
 
 from anticustom import model_files
 from anticustom.draws import SeededDraws
@@ -24,14 +25,17 @@ def subject(random_sd):
 @pytest.mark.parametrize(
     "method", ["advdm", "fsmg", "aspl", "simac", "t_fsmg", "e_aspl", "e_aspl_released"]
 )
-def test_every_method_takes_the_same_steps_and_shows_its_photos(subject, method):
+def test_every_method_takes_the_same_steps_and_shows_its_photos(
+    subject, method, random_sd, tmp_path
+):
     trace = Trace(silent, 2)
     words = same_steps(method, 3, 2, fit_steps=2)
     assert any("training_steps" in word for word in words) == ("fsmg" in method)
     words += ["timestep_policy.keep=900"] if method == "simac" else []
     if method.startswith("e_aspl"):
         second = "attack.others.second"
-        words += [f"{second}.path={subject.model.path}", f"{second}.gallery.steps=1"]
+        other = shifted(random_sd, tmp_path / "other", 1)
+        words += [f"{second}.path={other}", f"{second}.gallery.steps=1"]
     protected = attacked(subject, words, progress=trace, checkpoint=trace)
     assert len(trace.losses) == 6
     assert sorted(trace.photos) == [2, 4, 6]

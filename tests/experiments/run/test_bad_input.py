@@ -35,7 +35,7 @@ REFUSED = {
     "attack=aspl quirk=moving_reference": (
         r"quirk=moving_reference: attack=aspl with loss=denoising has no loss\.reference: choose"
     ),
-    "attack=simac quirk=mean_image": r"quirk=mean_image: attack=simac .* has no combination\.",
+    "attack=simac quirk=mean_image": r"quirk=mean_image: attack=simac .* has no combination: ",
     "customizer=lora customizer.unet_layers=[norm1]": r"customizer\.unet_layers: .* 'norm1'",
     "memory=12gb surrogate_model.training.lora.unet_layers=[]": r"adapters\.unet_layers=\[\]",
     "dataset.shard=8/8": r"dataset\.shard='8/8': expected k/n .* 0/8",
@@ -54,6 +54,7 @@ REFUSED = {
     "force=[all]": r"force=\['all'\]: expected a list",
     "seed=-1": r"seed=-1: expected an integer",
     "tracker.mode=x": r"tracker\.mode is 'x': choose one of auto, online, offline",
+    "precision=null": r"precision=None: expected one of auto, float32",
     "precision=half": r"precision='half': expected one of auto, float32",
     "device=quantum": r"device=quantum: torch cannot use it here",
     "metrics.backbone=arcface": r"backbone=arcface .*sface",
