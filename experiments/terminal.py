@@ -1,19 +1,21 @@
-"""What a run says: its own lines and progress bars, and nothing of its libraries."""
+"""Lines and progress bars of a run, without the words of its libraries."""
 
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 
 from torch import Tensor
 from tqdm import tqdm
 
+BAR, LINE = 0.5, 30  # seconds between two losses of a bar, and between two lines in its place
+
 
 def quiet_libraries() -> None:
-    """Silence what libraries print that concerns no user of this project; call it before importing
-    them, which it does not, for that takes seconds.
+    """Silence the messages of libraries that concern no user of this project.
+
+    Call it before importing the libraries. It imports none of them, for that takes seconds.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a warning about forks
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars while weights load
@@ -24,19 +26,20 @@ def quiet_libraries() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line of the run's own, above any progress bar."""
+    """Print a line of the run, above any progress bar."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
 
 
 class Bars:
-    """Progress bars, one for each kind of work, with the last loss; silent when stderr is not a
-    terminal.
+    """Progress bars with the last loss, one for each kind of work.
+
+    Where stderr is not a terminal, a line is printed in their place every 30 seconds.
     """
 
     def __init__(self):
         self.bars: dict[str, tqdm] = {}
-        self.read_at = 0.0
+        self.shown_at = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int, loss: Tensor | None = None) -> None:
         if what not in self.bars:
@@ -44,10 +47,14 @@ class Bars:
                 desc=f"  {what}", total=total, initial=done - 1, disable=None, leave=False, ncols=88
             )
         bar = self.bars[what]
-        # reading the loss waits for the device: at most twice a second
-        if loss is not None and not bar.disable and time.monotonic() - self.read_at > 0.5:
-            bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
-            self.read_at = time.monotonic()
+        # Reading the loss waits for the device: not at every step.
+        if time.monotonic() - self.shown_at >= (LINE if bar.disable else BAR):
+            self.shown_at = time.monotonic()
+            value = "" if loss is None else f"loss {float(loss):.3f}"
+            if bar.disable:
+                say(f"  {what} {done} of {total}" + (value and f", {value}"))
+            else:
+                bar.set_postfix_str(value, refresh=False)
         bar.update(done - bar.n)
 
     def close(self) -> None:
@@ -55,11 +62,6 @@ class Bars:
             bar.close()
 
 
-@contextmanager
-def bars() -> Iterator[Bars]:
-    """Give progress bars that are cleared at the end."""
-    shown = Bars()
-    try:
-        yield shown
-    finally:
-        shown.close()
+def bars() -> closing[Bars]:
+    """Return a context that gives progress bars and clears them at the end."""
+    return closing(Bars())
