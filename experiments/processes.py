@@ -13,14 +13,14 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Command:
-    """`python run.py` with `arguments` on a number of threads; what it prints goes to `log`."""
+    """`python run.py` with `arguments` on a number of threads; its output is appended to `log`."""
 
     arguments: Sequence[str]
     threads: int
     log: Path
 
     def __call__(self) -> bool:
-        """Return whether it succeeded."""
+        """Run the command and return whether it succeeded."""
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         words = [sys.executable, "run.py", *self.arguments]
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -30,8 +30,9 @@ class Command:
 
 
 def outcomes(runs: Sequence[Command], processes: int) -> Iterator[bool]:
-    """Run all, `processes` at a time; yield whether each succeeded, in their order. What ends the
-    loop, such as an interrupt, lets none start that has not.
+    """Run all, `processes` at a time, and yield in their order whether each succeeded.
+
+    Once the caller's loop ends, as by an interrupt, no further run starts.
     """
     pool = ThreadPoolExecutor(processes)
     try:
