@@ -1,6 +1,12 @@
 """Stand-ins and comparisons that several tests share."""
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -105,3 +111,24 @@ def frozen(**changed) -> PGD:
 def by_method(rows):
     """Rows of the leaderboard by the names of their methods."""
     return {row.configuration.method: row for row in rows}
+
+
+def resealed(file: Path, change: Callable[[dict], None]) -> None:
+    """Change an artifact's manifest and seal it again, as if the artifact had been made so."""
+    manifest = json.loads(file.read_text())
+    del manifest["seal"]
+    change(manifest)
+    text = json.dumps(manifest, sort_keys=True)
+    manifest["seal"] = hashlib.sha256(text.encode()).hexdigest()
+    file.write_text(json.dumps(manifest))
+
+
+def start_python(code: str, *arguments: object) -> subprocess.Popen:
+    """Start `code` on one thread with the project's modules; its output is a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eval.metrics import METRICS
 from experiments.records.record import OWN, SCHEMA_VERSION, RecordError, Scored, record_of, write
-from experiments.store.artifacts import key_of, safe_name
+from experiments.store.artifacts import digest_of, safe_name
 
 VISIBILITY = ("linf", "psnr", "ssim", "lpips")  # scores of photos; all others are of galleries
 SCORES = tuple(metric for metric in METRICS if metric not in VISIBILITY)
@@ -117,7 +117,7 @@ def _record(values: Mapping[str, str | float], origin: Mapping, where: str) -> S
     names = {key: values[key] for key in SETTINGS if key != "backbone"}
     names |= {LINE[key]: values[key] for key in LINE}
     place = {**names, "backbone": values["backbone"], "source": origin["source"]}
-    key = key_of("imported", SCHEMA_VERSION, place)
+    key = digest_of("imported", SCHEMA_VERSION, place)
     entries = {
         "schema_version": SCHEMA_VERSION,
         "name": safe_name(
@@ -126,8 +126,8 @@ def _record(values: Mapping[str, str | float], origin: Mapping, where: str) -> S
         **names,
         "method": names["attack"],
         "row": {
-            "setting": key_of("setting", 1, {"source": origin["source"]}),
-            "method": key_of("method", 1, {"method": names["attack"]}),
+            "setting": digest_of("setting", 1, {"source": origin["source"]}),
+            "method": digest_of("method", 1, {"method": names["attack"]}),
         },
         "scorer": {"backbone": values["backbone"]},
         "scores": {"protected": {key: values[key] for key in SCORES if key in values}},

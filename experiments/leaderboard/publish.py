@@ -28,7 +28,7 @@ from experiments.records.published import (
     write_folder,
 )
 from experiments.records.record import Record, RecordError, Scored, files_of, natural
-from experiments.store.artifacts import MANIFEST, Artifact, safe_name
+from experiments.store.artifacts import MANIFEST, Artifact, safe_name, verified
 from experiments.store.disk import StoreError, atomic_write
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -190,6 +190,7 @@ def strip_of(record: Record, path: Path) -> bytes | None:
 def _pictures(stage: Path, digest: str | None, count: int) -> list[Path]:
     """Return `count` evenly spread PNG files of the artifact with this digest, or none."""
     artifact = _artifacts(stage).get(digest)
+    artifact = artifact and verified(artifact.path)[0]  # no manifest is believed unseen
     files = [file for file in artifact.files if file.suffix == ".png"] if artifact else []
     count = min(count, len(files))
     return [files[i * len(files) // count] for i in range(count)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.utils import get_class
 
-from experiments.store.artifacts import key_of
+from experiments.store.artifacts import digest_of
 from experiments.store.provenance import digest_of_file, digest_of_folder
 
 # settings that say where photos lie and whose they are
@@ -107,7 +107,7 @@ def row_of(config: Mapping, digests: Mapping, stages: Mapping) -> dict[str, str]
         "weights": {key: value for key, value in digests.items() if key.startswith("attack.")},
         "stages": {"protect": stages["protect"]},
     }
-    return {"setting": key_of("setting", 1, setting), "method": key_of("method", 1, method)}
+    return {"setting": digest_of("setting", 1, setting), "method": digest_of("method", 1, method)}
 
 
 def differences(parts: Mapping, usual: Mapping, settings: Mapping) -> str:

@@ -21,7 +21,7 @@ from experiments.records.record import (
     read,
     record_of,
 )
-from experiments.store.artifacts import key_of
+from experiments.store.artifacts import digest_of
 from experiments.store.disk import atomic_write
 
 CONFIGURATIONS = "configurations.jsonl"
@@ -83,7 +83,7 @@ def write_folder(records: Mapping[str, Scored], images: "Any", folder: Path) -> 
     for record in records.values():
         data = json.loads(as_json(record))
         if isinstance(record, Record):
-            digest = key_of("config", 1, data["config"])
+            digest = digest_of("config", 1, data["config"])
             configurations[digest], data["config"] = data["config"], digest
         data["scores"] = {
             arm: {key: value for key, value in scores.items() if key != "images"}

@@ -19,7 +19,7 @@ from experiments.run.stages import VERSIONS
 from experiments.run.table import setting
 from experiments.run.tracking import Tracker
 from experiments.setup.presets import row_names
-from experiments.store.artifacts import Artifact, key_of, safe_name
+from experiments.store.artifacts import Artifact, digest_of, safe_name
 from experiments.store.provenance import computed_on, highest, versions
 from experiments.terminal import say
 
@@ -104,7 +104,7 @@ def publish(
     }
     facts = {**facts, "digests": digests, "row": row_of(facts["config"], digests, VERSIONS)}
     names = [facts[name] for name in ("dataset", "identity", "attack", "customizer")]
-    name = safe_name("_".join([*names, key_of("record", SCHEMA_VERSION, _decisive(facts))]))
+    name = safe_name("_".join([*names, digest_of("record", SCHEMA_VERSION, _decisive(facts))]))
     path = output_dir / "records" / f"{name}.json"
     anew = "eval" in facts["config"]["force"]
     if anew or not path.exists():

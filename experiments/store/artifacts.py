@@ -1,8 +1,8 @@
-"""Content-keyed artifacts on disk: made once, verified on reading, never half-visible.
+"""Artifacts on disk under a key of their inputs: made once, checked on reading, shown when whole.
 
-An artifact is the folder `<root>/<stage>/<key>/<unit>` with a `manifest.json` that was written
-last. Work in progress lives beside it in `.<unit>.work`: `files` becomes the artifact, and
-`checkpoint` survives a kill, so that the same call goes on where it stopped.
+An artifact is the folder `<root>/<stage>/<key>/<unit>`; its `manifest.json` is written last.
+Work in progress lies beside it in `.<unit>.work`. The folder `files` in there becomes the artifact.
+The folder `checkpoint` survives a kill, so that the same call goes on where it stopped.
 """
 
 import errno
@@ -10,12 +10,14 @@ import hashlib
 import json
 import logging
 import math
+import os
+import platform
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
@@ -25,37 +27,54 @@ from experiments.store.provenance import digest_of_file, versions
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2  # raised when the form of inputs changes: an old store is then made anew
 MANIFEST = "manifest.json"
-SMALL = 1 << 20  # bytes of a file, such as a photo or scores, that a process reads to trust it
+HOLDER = "holder"  # tells those who wait which process makes the artifact, and since when
+SMALL = 1 << 20  # bytes of a file, such as a photo or scores, that each process reads to trust it
+WAIT = 60  # seconds after which a waiting process says again for whom it waits
+# What the system says where a file is gone, replaced by a folder or a link to itself. Other errors,
+# such as those of a network, are no reason to set an artifact aside.
+HARM = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 Build = Callable[[Path, Path], Mapping | None]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished artifact: its folder and what the manifest says of it."""
+    """A finished artifact: its folder and its manifest."""
 
     path: Path
     manifest: dict
 
     @property
     def files(self) -> list[Path]:
-        """The artifact's files, sorted by name; what else lies in the folder does not count."""
+        """The files that the manifest lists, sorted by name; others in the folder do not count."""
         return [self.path / name for name in sorted(self.manifest["files"])]
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the files' names and contents, to feed the keys of later stages."""
-        content = {name: entry["sha256"] for name, entry in self.manifest["files"].items()}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the files' names and contents, hexadecimal: an input of later stages."""
+        return _sha256({name: entry["sha256"] for name, entry in self.manifest["files"].items()})
 
 
 def key_of(stage: str, version: int, inputs: Mapping) -> str:
-    """16 hexadecimal digits that are equal for equal inputs, whatever their order, 8 or 8.0.
+    """Return the key of an artifact: 16 hexadecimal digits, equal for equal inputs.
 
-    Raises ValueError for values that JSON cannot hold exactly: NaN, infinity, objects.
+    The order of settings does not matter, nor whether a number is 8 or 8.0. Raises ValueError for
+    values that JSON cannot hold exactly: NaN, infinity, objects.
     """
-    text = json.dumps([stage, version, _canonical(inputs, stage)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _sha256([FORMAT, stage, version, _canonical(inputs, stage)])[:16]
+
+
+def digest_of(kind: str, version: int, content: Mapping) -> str:
+    """Return 16 hexadecimal digits for what is no artifact, such as a record's setting.
+
+    Equality is that of `key_of`, but the digits do not depend on the format of the store.
+    """
+    return _sha256([kind, version, _canonical(content, kind)])[:16]
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _canonical(value: object, where: str) -> object:
@@ -73,7 +92,7 @@ def _canonical(value: object, where: str) -> object:
 
 
 def safe_name(name: str) -> str:
-    """A file name for any identity: one to one, no separators, no leading dot."""
+    """Return a file name for any identity: one to one, no separators, no leading dot."""
     if not name:
         raise ValueError("an identity has an empty name")
     quoted = quote(name, safe=" ", errors="surrogateescape")
@@ -86,8 +105,10 @@ def safe_name(name: str) -> str:
 
 @dataclass
 class Store:
-    """The artifacts under `root`. Stages named in `force` are made anew, but for those in
-    `renewed`, which gains them: stores that share it make each anew once.
+    """The artifacts under `root`.
+
+    Artifacts of the stages in `force` are made anew, except those in `renewed`. A forced artifact
+    joins `renewed`, so stores that share this set make it anew once.
     """
 
     root: Path
@@ -95,58 +116,64 @@ class Store:
     renewed: set[Path] = field(default_factory=set, repr=False)
 
     def makes_anew(self, stage: str, key: str, unit: str) -> bool:
-        """Whether `make` would build this artifact even if it is there."""
+        """Return whether `make` would build this artifact even if it is there."""
         return stage in self.force and self._path(stage, key, unit) not in self.renewed
 
     def find(self, stage: str, key: str, unit: str) -> Artifact | None:
-        """The finished artifact or None; a damaged one is set aside with a warning."""
+        """Return the finished artifact or None; a damaged one is set aside with a warning."""
         final = self._path(stage, key, unit)
-        artifact, damage = _read(final)
+        artifact, damage = verified(final)
         if not damage:
             return artifact
         with writing(self.root), _locked(final):
             return _sound(final)
 
     def make(self, stage: str, key: str, unit: str, build: Build, *, inputs: Mapping) -> Artifact:
-        """The finished artifact, built first if there is none.
+        """Return the finished artifact, built first if there is none.
 
         `build(folder, checkpoint)` writes the files into the empty `folder` and returns facts for
-        the manifest; what it keeps in `checkpoint` it finds there again after a kill. Another
-        process that wants the same artifact waits. Raises StoreError if the disk is full or the
-        folder not writable; what `build` raises otherwise passes through.
+        the manifest. After a kill it finds in `checkpoint` again what it left there. A process that
+        wants an artifact which another one makes waits for it. Raises StoreError if the disk is
+        full or the folder is not writable; other errors of `build` pass through.
         """
         final = self._path(stage, key, unit)
+        work = _work(final)
         forced = self.makes_anew(stage, key, unit)
-        settled = not forced and not _work(final).exists()
-        if settled and (artifact := self.find(stage, key, unit)):
+        if not forced and not work.exists() and (artifact := self.find(stage, key, unit)):
             return artifact
         with writing(self.root), _locked(final):
             artifact = _sound(final)
-            if forced:
-                _discard_older_work(final, artifact)
+            forced_before = work / "forced"
+            if forced and not forced_before.exists():  # the work is that of an unforced call
+                shutil.rmtree(work, ignore_errors=True)
+                atomic_write(forced_before, "")
             if forced or not artifact:
                 place = {"stage": stage, "key": key, "unit": unit}
                 artifact = _made(final, build, place | {"inputs": _canonical(inputs, stage)})
                 self.renewed.add(final)
-            shutil.rmtree(_work(final), ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
             return artifact
 
     def _path(self, stage: str, key: str, unit: str) -> Path:
         return Path(self.root) / stage / key / safe_name(unit)
 
 
-def _read(final: Path, folder: Path | None = None) -> tuple[Artifact | None, str]:
-    """The artifact of place `final` as it lies in `folder`, and what is wrong with it if any."""
-    folder = folder or final
+def verified(folder: Path, place: Path | None = None) -> tuple[Artifact | None, str]:
+    """Return the intact artifact in `folder`, or None and a word on its damage.
+
+    Where nothing is there, the word is empty. `place` is where the artifact belongs if not there.
+    """
+    place = place or folder
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        seal = manifest.pop("seal", None)
-        if seal and seal != _seal_of(manifest):  # a former version set none
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if not isinstance(manifest, dict) or manifest.pop("seal", None) != _sha256(manifest):
             return None, f"the content of {MANIFEST} has changed"
-        place = [manifest["stage"], manifest["key"], safe_name(manifest["unit"])]
-        if place != [final.parent.parent.name, final.parent.name, final.name]:
-            return None, f"its manifest is that of {'/'.join(place)}"
+        parts = (manifest["stage"], manifest["key"], safe_name(manifest["unit"]))
+        if parts != place.parts[-3:]:
+            return None, f"its manifest is that of {'/'.join(parts)}"
         for name, entry in manifest["files"].items():
+            if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+                return None, f"{name} is outside its folder"
             status = (folder / name).stat()
             if status.st_size != entry["size"]:
                 return None, f"{name} has {status.st_size} bytes instead of {entry['size']}"
@@ -154,15 +181,13 @@ def _read(final: Path, folder: Path | None = None) -> tuple[Artifact | None, str
             doubtful = status.st_size <= SMALL or status.st_mtime_ns != entry["mtime_ns"]
             if doubtful and digest_of_file(folder / name) != entry["sha256"]:
                 return None, f"the content of {name} has changed"
-    except FileNotFoundError as error:
-        there = folder.exists() or folder.is_symlink()
-        return None, f"{Path(error.filename).name} is missing" if there else ""
-    except (NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+    except ValueError:
         return None, f"{MANIFEST} is not readable"
     except OSError as error:
-        if error.errno != errno.ELOOP:
+        if error.errno not in HARM:
             raise
-        return None, f"{Path(error.filename).name} is a link to itself"
+        there = os.path.lexists(folder)
+        return None, f"{Path(error.filename).name}: {error.strerror}" if there else ""
     return Artifact(folder, manifest), ""
 
 
@@ -171,10 +196,10 @@ def _sound(final: Path) -> Artifact | None:
     replaced = _work(final) / "replaced"
     if replaced.exists() and not final.exists():
         replaced.rename(final)  # a kill came between the two renames of a replacement
-    artifact, damage = _read(final)
+    artifact, damage = verified(final)
     if damage:
         n = 1
-        while (aside := final.with_name(f"{final.name}.damaged-{n}")).exists():
+        while os.path.lexists(aside := final.with_name(f"{final.name}.damaged-{n}")):
             n += 1
         final.rename(aside)
         log.warning("%s is damaged (%s): set aside as %s", final, damage, aside.name)
@@ -184,20 +209,23 @@ def _sound(final: Path) -> Artifact | None:
 def _made(final: Path, build: Build, origin: dict) -> Artifact:
     """Under the lock: build, seal, publish. Each step may be the last before a kill."""
     work = _work(final)
-    files, checkpoint = work / "files", work / "checkpoint"
-    sealed, _ = _read(final, files)
+    files, checkpoint, replaced = work / "files", work / "checkpoint", work / "replaced"
+    sealed, _ = verified(files, final)
     if not sealed:
         shutil.rmtree(files, ignore_errors=True)
         files.mkdir(parents=True)
         checkpoint.mkdir(exist_ok=True)
+        since = f"{datetime.now():%Y-%m-%d %H:%M}"
+        (work / HOLDER).write_text(f"process {os.getpid()} on {platform.node()} since {since}")
         facts = dict(build(files, checkpoint) or {})
         _seal(files, origin | {"facts": facts})
     shutil.rmtree(checkpoint, ignore_errors=True)
     if final.exists():
-        final.rename(work / "replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
     files.rename(final)
     sync(final.parent)
-    return _read(final)[0]
+    return verified(final)[0]
 
 
 def _seal(files: Path, manifest: dict) -> None:
@@ -212,43 +240,29 @@ def _seal(files: Path, manifest: dict) -> None:
                 "size": status.st_size,
                 "mtime_ns": status.st_mtime_ns,
             }
-    manifest |= {"files": entries, "versions": versions(), "created_at": _now()}
-    manifest |= {"seal": _seal_of(manifest)}
+    now = datetime.now(UTC).isoformat()
+    manifest |= {"files": entries, "versions": versions(), "created_at": now}
+    manifest |= {"seal": _sha256(manifest)}
     atomic_write(files / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-
-
-def _seal_of(manifest: Mapping) -> str:
-    """SHA-256 of what a manifest says, whatever its layout."""
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _discard_older_work(final: Path, artifact: Artifact | None) -> None:
-    """Keep only what an earlier forced call did towards replacing this very artifact."""
-    replaces = artifact.manifest["created_at"] if artifact else "nothing"
-    work, marker = _work(final), _work(final) / "replaces"
-    if not marker.exists() or marker.read_text() != replaces:
-        shutil.rmtree(work, ignore_errors=True)
-        atomic_write(marker, replaces)
 
 
 def _work(final: Path) -> Path:
     return final.with_name(f".{final.name}.work")
 
 
-@contextmanager
-def _locked(final: Path) -> Iterator[None]:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(final.with_name(f".{final.name}.lock"), poll_interval=0.2)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process that is making %s", final)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
+def _locked(final: Path) -> AbstractContextManager:
+    """Acquire the lock of a place; tell at once and every minute for whom this process waits."""
+    place = final.with_name(f".{final.name}.lock")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock, patience = FileLock(place, poll_interval=0.2), 0
+    while True:
+        for path in (place, _work(final)):  # a link is none of ours: its target is not touched
+            if path.is_symlink():
+                path.unlink(missing_ok=True)
+        try:
+            return lock.acquire(timeout=patience)
+        except Timeout:
+            holder = _work(final) / HOLDER
+            process = holder.read_text() if holder.exists() else "another process"
+            log.info("waiting for %s, which is making %s", process, final)
+            patience = WAIT

@@ -11,7 +11,7 @@ from runs import SIMAC, Finished
 
 from experiments.records.naming import row_of
 from experiments.records.record import Imported, Scored, record_of
-from experiments.store.artifacts import key_of
+from experiments.store.artifacts import digest_of
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _made_up(
     stages = {"protect": 2, "customize": 1}
     row = row_of(config, digests, stages)
     # a preset of another name has other settings
-    row["method"] = key_of("method", 1, {"attack": attack, "row": row["method"]})
+    row["method"] = digest_of("method", 1, {"attack": attack, "row": row["method"]})
     arms = {"protected": _arm(retention, fdfr), "unprotected": _arm(unprotected, 0.0)}
     data = {
         "schema_version": 2,
@@ -162,7 +162,7 @@ def _made_up(
     }
     if "imported" in data:
         data = {key: data[key] for key in Imported.model_fields if key in data}
-    return record_of({"name": key_of("record", 1, data), **data}, "made up")
+    return record_of({"name": digest_of("record", 1, data), **data}, "made up")
 
 
 def _arm(retention, fdfr) -> dict:

@@ -1,10 +1,11 @@
 """Runs `python run.py ...` in forks of one process, so that the libraries are imported but once.
 
 Each line of standard input is a JSON object: `arguments`, `cwd` and `output`, a folder for what the
-command prints. It may ask for a disturbance: `kill_after` seconds, `kill_at_write`, the number of
-the file in whose midst it is killed, or `file_limit`, the size in bytes at which the disk is full.
+command prints. It may ask for a disturbance: `kill_after` seconds, by `signal` if not by SIGKILL,
+`kill_at_write`, the number of the file in whose midst it is killed, or `file_limit`, the size in
+bytes at which the disk is full.
 `resumed` names a file that gets a line for each checkpoint that work went on from. The answer is a
-line with the exit status, -9 for a killed command. The first line says that it is ready.
+line with the exit status, negative for a killed command. The first line says that it is ready.
 """
 
 import atexit
@@ -47,7 +48,7 @@ def main() -> None:
             os._exit(status)  # taking down the interpreter with all its libraries takes seconds
         if "kill_after" in order:
             time.sleep(order["kill_after"])
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, order.get("signal", signal.SIGKILL))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
@@ -59,6 +60,7 @@ def become(order: dict) -> None:
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
     os.chdir(order["cwd"])
     sys.argv = ["run.py", *order["arguments"]]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may be started to ignore it
     if "kill_at_write" in order:
         sys.addaudithook(killer(order["kill_at_write"]))
     if "file_limit" in order:

@@ -1,13 +1,15 @@
 import io
+import json
 import shutil
 
 import pytest
+from helpers import resealed
 from PIL import Image
 
 from experiments.leaderboard.publish import GROUP_GAP, TILE, main, publish
 from experiments.records.published import read_folder, read_images
-from experiments.records.record import as_json, files_of, write
-from experiments.store.artifacts import Store
+from experiments.records.record import as_json, files_of, read, write
+from experiments.store.artifacts import MANIFEST, Artifact, Store
 
 COLOURS = {"protect": "red", "unprotected": "lime", "protected": "blue"}
 
@@ -130,6 +132,26 @@ def test_a_damaged_artifact_is_not_shown(run_of, results, remade):
     for file in results.glob("strips/*.jpg"):
         with Image.open(file) as strip:
             assert max(strip.getpixel((strip.width - TILE // 2, TILE // 2))) > 200
+
+
+def test_a_picture_outside_the_store_is_never_copied(run_of, made_up, results, tmp_path):
+    output_dir = run_of(a={})
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "private.png")
+    digests = {}
+    for arm in ("unprotected", "protected"):
+        (folder,) = (output_dir / "store" / "gallery" / COLOURS[arm]).glob("*/")
+
+        def outside(manifest: dict) -> None:
+            entry = manifest["files"].popitem()[1]
+            manifest["files"] = {str(tmp_path / "private.png"): entry}
+
+        resealed(folder / MANIFEST, outside)
+        manifest = json.loads((folder / MANIFEST).read_text())
+        digests[f"gallery_{arm}"] = Artifact(folder, manifest).digest
+    protected = read(output_dir / "records" / "a.json").digests["protected"]
+    record = made_up(name="a", digests={"protected": protected, **digests})
+    publish([write(record, output_dir / "records")], results)
+    assert not strips(results)
 
 
 def test_a_record_that_came_again_replaces_its_twin_only_when_asked(

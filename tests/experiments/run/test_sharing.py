@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import resealed
 from PIL import Image
 from runs import SIMAC, artifacts, pixels, shifted
 
@@ -61,12 +62,13 @@ def test_peak_memory_and_machine_are_those_of_the_artifacts(finished, command, t
     peaks = {"protect": 96, "customize": 48, "gallery": 24}
     for stage, peak in peaks.items():
         for folder in artifacts(out, stage):  # as if another machine had made them
-            manifest = json.loads((folder / "manifest.json").read_text())
-            manifest["facts"]["peak_memory_bytes"] = {"cpu": 10 * peak, "cuda": peak}
-            manifest["facts"]["machine"] |= {"cores": peak, "cpu_kind": f"model {peak}"}
-            manifest["versions"]["torch"] = f"1.{peak}"
-            del manifest["seal"]  # which would tell
-            (folder / "manifest.json").write_text(json.dumps(manifest))
+
+            def elsewhere(manifest: dict, peak: int = peak) -> None:
+                manifest["facts"]["peak_memory_bytes"] = {"cpu": 10 * peak, "cuda": peak}
+                manifest["facts"]["machine"] |= {"cores": peak, "cpu_kind": f"model {peak}"}
+                manifest["versions"]["torch"] = f"1.{peak}"
+
+            resealed(folder / "manifest.json", elsewhere)
     arguments = [word for word in finished.arguments if not word.startswith("output_dir=")]
     ended = command(*arguments, "tracker=none", f"output_dir={out}")
     assert "..." not in ended.out

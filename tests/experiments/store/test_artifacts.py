@@ -1,13 +1,19 @@
+"""Artifacts: their keys, making and finding them, and what happens to damaged ones."""
+
 import hashlib
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+from helpers import resealed
 
-from experiments.store.artifacts import Store, key_of, safe_name
+from experiments.store import artifacts
+from experiments.store.artifacts import Store, digest_of, key_of, safe_name
 
-PROJECT = Path(__file__).resolve().parents[3]
+PLACE = ("protect", "k", "ann")
 
 
 def write_two(folder, checkpoint):
@@ -17,21 +23,29 @@ def write_two(folder, checkpoint):
     return {"seconds": 1.5}
 
 
-def edited(manifest: Path) -> None:
-    manifest.write_text(manifest.read_text().replace('"seconds": 1.5', '"seconds": 1.4'))
-
-
-def replaced(file: Path) -> Path:
-    file.unlink()
-    return file
+def fail(folder, checkpoint):
+    (folder / "half.png").touch()
+    (checkpoint / "state").write_text("12 steps")
+    raise RuntimeError("out of luck")
 
 
 def refuse(folder, checkpoint):
     raise AssertionError("built although the artifact was there")
 
 
-def test_key_is_that_of_the_values():
-    key = key_of("protect", 1, {"eps": 8, "names": ["a"], "deep": {"x": None, "y": True}})
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+@pytest.fixture
+def made(store):
+    return store.make(*PLACE, write_two, inputs={"eps": 8.0})
+
+
+def test_key_is_that_of_the_values(monkeypatch):
+    inputs = {"eps": 8, "names": ["a"], "deep": {"x": None, "y": True}}
+    key = key_of("protect", 1, inputs)
     assert key == key_of(
         "protect", 1, {"deep": {"y": True, "x": None}, "names": ("a",), "eps": 8.0}
     )
@@ -40,18 +54,20 @@ def test_key_is_that_of_the_values():
     others = [
         key_of("protect", 2, {"eps": 8}),
         key_of("customize", 1, {"eps": 8}),
-        key_of("protect", 1, {"eps": 8.5}),
-        key_of("protect", 1, {"eps": "8"}),
-        key_of("protect", 1, {"eps": True}),
-        key_of("protect", 1, {"eps": 1}),
+        *(key_of("protect", 1, {"eps": eps}) for eps in (8.5, "8", True, 1)),
     ]
     assert len({key, *others}) == 7
+    digest = digest_of("setting", 1, inputs)
+    monkeypatch.setattr(artifacts, "FORMAT", 3)
+    assert key_of("protect", 1, inputs) != key
+    assert digest_of("setting", 1, inputs) == digest == "2d8e0e35e3831ff6"  # records hold it
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), Path("x"), {1: 2}, {"a", "b"}])
-def test_key_refuses_what_json_cannot_hold_and_names_the_place(value):
+@pytest.mark.parametrize("hashed", [key_of, digest_of])
+def test_key_refuses_what_json_cannot_hold_and_names_the_place(hashed, value):
     with pytest.raises(ValueError, match=r"protect\.attack\.eps\[1\]"):
-        key_of("protect", 1, {"attack": {"eps": [0, value]}})
+        hashed("protect", 1, {"attack": {"eps": [0, value]}})
 
 
 def test_safe_names_are_one_to_one_file_names(tmp_path):
@@ -68,142 +84,160 @@ def test_safe_names_are_one_to_one_file_names(tmp_path):
         safe_name("")
 
 
-def test_make_builds_once_and_tells_what_it_made(tmp_path):
-    store = Store(tmp_path)
-    assert store.find("protect", "k", "a/b") is None
-    made = store.make("protect", "k", "a/b", write_two, inputs={"eps": 8.0})
+def test_make_builds_once_and_tells_what_it_made(tmp_path, store):
+    place = ("protect", "k", "a/b")
+    assert store.find(*place) is None
+    made = store.make(*place, write_two, inputs={"eps": 8.0})
     assert [path.relative_to(made.path).as_posix() for path in made.files] == ["a.png", "sub/b.png"]
+    assert made.path.parent == tmp_path / "protect" / "k"
     assert made.files[0].read_bytes() == b"first"
     assert made.manifest["inputs"] == {"eps": 8}
     assert made.manifest["facts"] == {"seconds": 1.5}
     assert made.manifest["unit"] == "a/b"
     assert made.manifest["files"]["a.png"]["sha256"] == hashlib.sha256(b"first").hexdigest()
     assert made.manifest["versions"]["torch"]
-    again = Store(tmp_path).make("protect", "k", "a/b", refuse, inputs={})
-    assert again == made == store.find("protect", "k", "a/b")
+    plain = json.loads((made.path / "manifest.json").read_text())
+    assert list(plain)[:5] == ["stage", "key", "unit", "inputs", "facts"]
+    again = Store(tmp_path).make(*place, refuse, inputs={})
+    assert again == made == store.find(*place)
     assert store.find("protect", "other", "a/b") is None
 
 
-def test_digest_follows_content_and_names_only(tmp_path):
+def test_digest_follows_content_and_names_only(store):
     def build_as(name, content):
         return lambda folder, checkpoint: (folder / name).write_bytes(content) and {"t": name}
 
     digests = [
-        Store(tmp_path).make("s", str(i), "u", build_as(*args), inputs={}).digest
+        store.make("s", str(i), "u", build_as(*args), inputs={}).digest
         for i, args in enumerate([("a", b"x"), ("a", b"x"), ("b", b"x"), ("a", b"y")])
     ]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
 
 
-@pytest.mark.parametrize(
-    ("harm", "reason"),
-    [
-        (lambda p: (p / "a.png").write_bytes(b"FIRST"), "content of a.png has changed"),
-        (lambda p: (p / "a.png").write_bytes(b"fi"), "a.png has 2 bytes instead of 5"),
-        (lambda p: (p / "sub" / "b.png").unlink(), "b.png is missing"),
-        (lambda p: (p / "manifest.json").write_text("{"), "manifest.json is not readable"),
-        (lambda p: (p / "manifest.json").write_text("[]"), "manifest.json is not readable"),
-        (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
-        (lambda p: edited(p / "manifest.json"), "content of manifest.json has changed"),
-        (lambda p: replaced(p / "a.png").symlink_to("a.png"), "a.png is a link to itself"),
-        (lambda p: replaced(p / "a.png").symlink_to("nowhere"), "a.png is missing"),
-        (lambda p: replaced(p / "manifest.json").mkdir(), "manifest.json is not readable"),
-    ],
-)
-def test_damaged_artifact_is_set_aside_and_made_again(tmp_path, caplog, harm, reason):
-    store = Store(tmp_path)
-    path = store.make("protect", "k", "ann", write_two, inputs={}).path
+def removed(path: Path) -> Path:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    return path
+
+
+def edited(manifest: Path, *, sealed: bool = True) -> None:
+    content = json.loads(manifest.read_text())
+    content["facts"]["seconds"] = 1.4
+    if not sealed:
+        del content["seal"]
+    manifest.write_text(json.dumps(content))
+
+
+def with_a_file_outside(manifest: Path) -> None:
+    resealed(manifest, lambda content: content["files"].update({"../ann/a.png": {}}))
+
+
+CHANGED = "content of manifest.json has changed"
+HARMS = {
+    "flipped": (lambda p: (p / "a.png").write_bytes(b"FIRST"), "content of a.png has changed"),
+    "truncated": (lambda p: (p / "a.png").write_bytes(b"fi"), "a.png has 2 bytes instead of 5"),
+    "deleted": (lambda p: (p / "sub" / "b.png").unlink(), "b.png: No such file"),
+    "folder": (lambda p: removed(p / "a.png").mkdir(), "a.png has .* bytes instead of 5"),
+    "link to itself": (lambda p: removed(p / "a.png").symlink_to("a.png"), "a.png: Too many"),
+    "dangling link": (lambda p: removed(p / "a.png").symlink_to("nowhere"), "a.png: No such file"),
+    "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json: No such file"),
+    "empty manifest": (lambda p: (p / "manifest.json").write_text(""), "json is not readable"),
+    "cut manifest": (lambda p: (p / "manifest.json").write_text("{"), "json is not readable"),
+    "binary manifest": (
+        lambda p: (p / "manifest.json").write_bytes(b"\xff\x00"),
+        "json is not readable",
+    ),
+    "manifest is a list": (lambda p: (p / "manifest.json").write_text("[]"), CHANGED),
+    "manifest is a folder": (lambda p: removed(p / "manifest.json").mkdir(), "Is a directory"),
+    "edited manifest": (lambda p: edited(p / "manifest.json"), CHANGED),
+    "unsealed manifest": (lambda p: edited(p / "manifest.json", sealed=False), CHANGED),
+    "file outside": (lambda p: with_a_file_outside(p / "manifest.json"), "is outside its folder"),
+    "artifact is a dangling link": (lambda p: removed(p).symlink_to("nowhere"), "No such file"),
+    "artifact is a link to itself": (lambda p: removed(p).symlink_to(p.name), "Too many"),
+    "artifact is a file": (lambda p: removed(p).write_text("x"), "manifest.json: Not a directory"),
+}
+
+
+@pytest.mark.parametrize(("harm", "reason"), HARMS.values(), ids=HARMS)
+def test_damaged_artifact_is_set_aside_and_made_again(store, made, caplog, harm, reason):
     for n in (1, 2):
-        harm(path)
-        assert store.make("protect", "k", "ann", write_two, inputs={}).files[0].read_bytes()
-        assert path.with_name(f"ann.damaged-{n}").is_dir()
-    assert reason in caplog.text
-    assert Store(tmp_path).find("protect", "k", "ann").files[0].read_bytes() == b"first"
+        harm(made.path)
+        assert store.make(*PLACE, write_two, inputs={}).files[0].read_bytes() == b"first"
+        assert os.path.lexists(made.path.with_name(f"ann.damaged-{n}"))
+    assert len(re.findall(reason, caplog.text)) == 2
+    assert store.find(*PLACE).files[0].read_bytes() == b"first"
 
 
-def test_foreign_artifact_is_not_taken_for_ones_own(tmp_path, caplog):
-    store = Store(tmp_path)
-    bob = store.make("protect", "k", "bob", write_two, inputs={}).path
-    bob.rename(bob.with_name("ann"))
-    assert store.find("protect", "k", "ann") is None
-    assert "manifest is that of protect/k/bob" in caplog.text
+def test_foreign_artifact_is_not_taken_for_ones_own(store, made, caplog):
+    made.path.rename(made.path.with_name("bob"))
+    assert store.find("protect", "k", "bob") is None
+    assert "manifest is that of protect/k/ann" in caplog.text
 
 
-def test_touched_or_copied_files_are_as_good_and_other_files_do_not_count(tmp_path):
-    store = Store(tmp_path)
-    made = store.make("protect", "k", "ann", write_two, inputs={})
+def test_touched_or_copied_files_are_as_good_and_other_files_do_not_count(store, made):
     os.utime(made.files[0], (1, 1))
     (made.path / ".DS_Store").touch()
-    assert store.make("protect", "k", "ann", refuse, inputs={}).files == made.files
+    assert store.make(*PLACE, refuse, inputs={}).files == made.files
 
 
-def test_failed_build_shows_nothing_and_keeps_its_checkpoint_but_not_its_files(tmp_path):
-    store = Store(tmp_path)
-
-    def fail(folder, checkpoint):
-        (folder / "half.png").touch()
-        (checkpoint / "state").write_text("12 steps")
-        raise RuntimeError("out of luck")
-
+def test_failed_build_shows_nothing_and_keeps_its_checkpoint_but_not_its_files(store):
     def resume(folder, checkpoint):
         assert not list(folder.iterdir())
         (folder / "a.png").write_text((checkpoint / "state").read_text())
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        store.make("protect", "k", "ann", fail, inputs={})
-    assert store.find("protect", "k", "ann") is None
-    made = store.make("protect", "k", "ann", resume, inputs={})
+        store.make(*PLACE, fail, inputs={})
+    assert store.find(*PLACE) is None
+    made = store.make(*PLACE, resume, inputs={})
     assert [(path.name, path.read_text()) for path in made.files] == [("a.png", "12 steps")]
     assert {path.name for path in made.path.parent.iterdir()} == {"ann", ".ann.lock"}
 
 
-def test_force_makes_anew_once_per_store_and_only_the_stages_named(tmp_path):
-    first = Store(tmp_path).make("protect", "k", "ann", write_two, inputs={})
+def test_links_in_the_place_of_lock_and_work_touch_nothing_that_they_name(tmp_path):
+    precious = tmp_path / "precious"
+    for name in ("files", "checkpoint", "replaced"):
+        (precious / name).mkdir(parents=True)
+        (precious / name / "photo.png").write_bytes(b"precious")
+    before = {path: path.is_file() and path.read_bytes() for path in precious.rglob("*")}
+    place = tmp_path / "store" / "protect" / "k"
+    place.mkdir(parents=True)
+    (place / ".ann.work").symlink_to(precious)
+    (place / ".ann.lock").symlink_to(precious / "files" / "photo.png")
+    made = Store(tmp_path / "store").make(*PLACE, write_two, inputs={})
+    assert [file.read_bytes() for file in made.files] == [b"first", b"second"]
+    assert {path: path.is_file() and path.read_bytes() for path in precious.rglob("*")} == before
+
+
+def test_force_makes_anew_once_per_store_and_only_the_stages_named(tmp_path, made):
     forcing = Store(tmp_path, force=["protect"])
-    second = forcing.make("protect", "k", "ann", write_two, inputs={})
-    assert second.manifest["created_at"] > first.manifest["created_at"]
-    assert forcing.make("protect", "k", "ann", refuse, inputs={}) == second
+    second = forcing.make(*PLACE, write_two, inputs={})
+    assert second.manifest["created_at"] > made.manifest["created_at"]
+    assert forcing.make(*PLACE, refuse, inputs={}) == second
     other = Store(tmp_path, force=["customize"])
-    assert other.make("protect", "k", "ann", refuse, inputs={}) == second
+    assert other.make(*PLACE, refuse, inputs={}) == second
 
 
 def test_stores_that_share_what_is_renewed_make_it_anew_once(tmp_path):
     renewed = set()
-    first = Store(tmp_path, ["protect"], renewed).make("protect", "k", "ann", write_two, inputs={})
+    first = Store(tmp_path, ["protect"], renewed).make(*PLACE, write_two, inputs={})
     again = Store(tmp_path, ["protect"], renewed)
-    assert not again.makes_anew("protect", "k", "ann")
-    assert again.make("protect", "k", "ann", refuse, inputs={}) == first
+    assert not again.makes_anew(*PLACE)
+    assert again.make(*PLACE, refuse, inputs={}) == first
     assert again.makes_anew("protect", "k", "bob")
-    assert Store(tmp_path, ["protect"]).makes_anew("protect", "k", "ann")
+    assert Store(tmp_path, ["protect"]).makes_anew(*PLACE)
 
 
 def test_force_starts_over_and_then_goes_on_from_its_own_checkpoint(tmp_path):
     seen = []
 
-    def fail(folder, checkpoint):
+    def count(folder, checkpoint):
         seen.append(len(list(checkpoint.iterdir())))
-        (checkpoint / str(len(seen))).touch()
-        raise RuntimeError("stop")
+        fail(folder, checkpoint)
 
     for force in ([], [], ["protect"], ["protect"]):
-        with pytest.raises(RuntimeError, match="stop"):
-            Store(tmp_path, force).make("protect", "k", "ann", fail, inputs={})
+        with pytest.raises(RuntimeError, match="out of luck"):
+            Store(tmp_path, force).make(*PLACE, count, inputs={})
     assert seen == [0, 1, 0, 1]
-
-
-def test_manifest_is_plain_json(tmp_path):
-    path = Store(tmp_path).make("protect", "k", "ann", write_two, inputs={}).path
-    manifest = json.loads((path / "manifest.json").read_text())
-    assert list(manifest)[:5] == ["stage", "key", "unit", "inputs", "facts"]
-
-
-def test_a_dangling_link_in_the_place_of_an_artifact_is_set_aside(tmp_path, caplog):
-    store = Store(tmp_path)
-    path = store.make("protect", "k", "ann", write_two, inputs={}).path
-    path.rename(tmp_path / "moved")
-    path.symlink_to(tmp_path / "nowhere")
-    assert store.make("protect", "k", "ann", write_two, inputs={}).files[0].read_bytes() == b"first"
-    assert path.is_dir()
-    assert not path.is_symlink()
-    assert "manifest.json is missing" in caplog.text

@@ -3,25 +3,27 @@
 import logging
 import os
 import random
+import signal
 import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from helpers import start_python
 
+from experiments.store import artifacts
 from experiments.store.artifacts import SMALL, Store
-
-PROJECT = Path(__file__).resolve().parents[3]
 
 # A build of 120 checkpointed steps; each executed step leaves one byte in the journal.
 BUILDER = """
-import hashlib, json, sys, time
+import hashlib, json, signal, sys, time
 from pathlib import Path
 from experiments.store.disk import atomic_write
 from experiments.store.artifacts import Store
 
-root, journal, force = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be started to ignore it
+root, journal = Path(sys.argv[1]), Path(sys.argv[2])
 
 def build(folder, checkpoint):
     state = checkpoint / "state.json"
@@ -39,7 +41,7 @@ def build(folder, checkpoint):
         (folder / f"{i}.png").write_bytes(f"{text} {i}".encode() * 20_000)
     return {"steps": step}
 
-print(Store(root, force=force).make("protect", "k", "ann", build, inputs={}).digest)
+print(Store(root).make("protect", "k", "ann", build, inputs={}).digest)
 """
 
 # Kill the process at its n-th change of the file system, for every n, then call once more.
@@ -98,11 +100,6 @@ for force in ([], ["protect"]):
 """
 
 
-def start(code: str, *arguments: object) -> subprocess.Popen:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-
-
 def finished(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0
@@ -121,58 +118,68 @@ def test_small_files_are_read_by_each_process_and_large_ones_if_their_time_chang
         (folder / "small.png").write_bytes(bytes(SMALL))
         (folder / "large.safetensors").write_bytes(bytes(SMALL + 1))
 
+    def made() -> Path:
+        return Store(tmp_path).make("customize", "k", "ann", build, inputs={}).path
+
     def found_by_another_process() -> bool:
         code = "import sys; from experiments.store.artifacts import Store\n"
         code += "print(Store(sys.argv[1]).find('customize', 'k', 'ann') is not None)"
-        return finished(start(code, tmp_path)).strip() == "True"
+        return finished(start_python(code, tmp_path)).strip() == "True"
 
-    path = Store(tmp_path).make("customize", "k", "ann", build, inputs={}).path
+    path = made()
     harmed_unseen(path / "large.safetensors")
     assert found_by_another_process()
     harmed_unseen(path / "small.png")
     assert not found_by_another_process()
-    assert path.with_name("ann.damaged-1").is_dir()
+    harmed_unseen(made() / "large.safetensors")
+    (path / "large.safetensors").touch()
+    assert not found_by_another_process()
+    assert {f.name for f in path.parent.glob("ann*")} == {"ann.damaged-1", "ann.damaged-2"}
 
 
 def test_every_possible_moment_of_a_kill_leaves_a_state_that_goes_on(tmp_path):
-    points = finished(start(CRASHER, tmp_path)).split()
+    points = finished(start_python(CRASHER, tmp_path)).split()
     assert len(points) == 2
     assert all(int(n) > 15 for n in points)
 
 
 def test_random_kills_cost_one_step_each_and_change_no_byte(tmp_path):
-    undisturbed = finished(start(BUILDER, tmp_path / "undisturbed", tmp_path / "count"))
+    undisturbed = finished(start_python(BUILDER, tmp_path / "undisturbed", tmp_path / "count"))
     draw = random.Random(0)
-    root, journal, kills = tmp_path / "store", tmp_path / "journal", 0
-    while kills < 6:
-        process = start(BUILDER, root, journal)
+    root, journal = tmp_path / "store", tmp_path / "journal"
+    kills = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT] * 2
+    for kill in kills:
+        process = start_python(BUILDER, root, journal)
         steps = journal.stat().st_size if journal.exists() else 0
         while not journal.exists() or journal.stat().st_size == steps:  # it has begun to work
             time.sleep(0.005)
             assert process.poll() is None, "it ended before it was killed: kill earlier"
         time.sleep(draw.uniform(0, 0.06))
-        process.kill()
+        process.send_signal(kill)
         process.communicate()
-        kills += process.returncode == -9
+        assert process.returncode == -kill
         assert not (root / "protect" / "k" / "ann").exists()
-    assert finished(start(BUILDER, root, journal)) == undisturbed
-    assert 120 <= journal.stat().st_size <= 120 + kills
+    assert finished(start_python(BUILDER, root, journal)) == undisturbed
+    assert 120 <= journal.stat().st_size <= 120 + len(kills)
 
 
-def test_two_processes_make_one_artifact(tmp_path):
-    pair = [start(BUILDER, tmp_path / "store", tmp_path / "journal") for _ in range(2)]
-    first, second = map(finished, pair)
-    assert first == second
+def test_six_processes_make_one_artifact(tmp_path):
+    builders = [start_python(BUILDER, tmp_path / "store", tmp_path / "journal") for _ in range(6)]
+    assert len({finished(builder) for builder in builders}) == 1
     assert (tmp_path / "journal").stat().st_size == 120
 
 
-def test_waiting_is_announced(tmp_path, caplog):
+def test_who_waits_says_for_whom_and_says_it_again(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO)
-    other = start(BUILDER, tmp_path / "store", tmp_path / "journal")
+    monkeypatch.setattr(artifacts, "WAIT", 0.3)  # seconds
+    holder = start_python(BUILDER, tmp_path / "store", tmp_path / "journal")
     while not (tmp_path / "journal").exists():
         time.sleep(0.01)
-    Store(tmp_path / "store").make(
+    holder.send_signal(signal.SIGSTOP)
+    threading.Timer(1, holder.send_signal, [signal.SIGCONT]).start()
+    made = Store(tmp_path / "store").make(
         "protect", "k", "ann", lambda *_: pytest.fail("made twice"), inputs={}
     )
-    assert caplog.text.count("waiting for another process") == 1
-    finished(other)
+    assert caplog.text.count(f"waiting for process {holder.pid} on ") >= 3
+    assert f", which is making {made.path}" in caplog.text
+    finished(holder)
