@@ -181,7 +181,7 @@ def verified(folder: Path, place: Path | None = None) -> tuple[Artifact | None, 
             doubtful = status.st_size <= SMALL or status.st_mtime_ns != entry["mtime_ns"]
             if doubtful and digest_of_file(folder / name) != entry["sha256"]:
                 return None, f"the content of {name} has changed"
-    except ValueError:
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None, f"{MANIFEST} is not readable"
     except OSError as error:
         if error.errno not in HARM:
@@ -193,9 +193,6 @@ def verified(folder: Path, place: Path | None = None) -> tuple[Artifact | None, 
 
 def _sound(final: Path) -> Artifact | None:
     """Under the lock: the intact artifact; a damaged one is moved out of the way."""
-    replaced = _work(final) / "replaced"
-    if replaced.exists() and not final.exists():
-        replaced.rename(final)  # a kill came between the two renames of a replacement
     artifact, damage = verified(final)
     if damage:
         n = 1
@@ -211,7 +208,7 @@ def _made(final: Path, build: Build, origin: dict) -> Artifact:
     work = _work(final)
     files, checkpoint, replaced = work / "files", work / "checkpoint", work / "replaced"
     sealed, _ = verified(files, final)
-    if not sealed:
+    if not sealed:  # else a kill came before the last rename
         shutil.rmtree(files, ignore_errors=True)
         files.mkdir(parents=True)
         checkpoint.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,56 +116,78 @@ def test_digest_follows_content_and_names_only(store):
     assert len(set(digests)) == 3
 
 
-def removed(path: Path) -> Path:
+def removed(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
-    return path
 
 
-def edited(manifest: Path, *, sealed: bool = True) -> None:
-    content = json.loads(manifest.read_text())
-    content["facts"]["seconds"] = 1.4
-    if not sealed:
-        del content["seal"]
-    manifest.write_text(json.dumps(content))
+def folder(path: Path) -> None:
+    removed(path)
+    path.mkdir()
+
+
+def content(data: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        removed(path)
+        path.write_bytes(data)
+
+    return write
+
+
+def link(target: str) -> Callable[[Path], None]:
+    def put(path: Path) -> None:
+        removed(path)
+        path.symlink_to(target)
+
+    return put
+
+
+def edited(manifest: Path) -> None:
+    manifest.write_text(manifest.read_text().replace('"seconds": 1.5', '"seconds": 1.4'))
+
+
+def unsealed(manifest: Path) -> None:
+    manifest.write_text(re.sub(r',\s*"seal": "\w+"', "", manifest.read_text()))
+    assert json.loads(manifest.read_text())["versions"]
 
 
 def with_a_file_outside(manifest: Path) -> None:
-    resealed(manifest, lambda content: content["files"].update({"../ann/a.png": {}}))
+    resealed(manifest, lambda entries: entries["files"].update({"../ann/a.png": {}}))
 
 
-CHANGED = "content of manifest.json has changed"
-HARMS = {
-    "flipped": (lambda p: (p / "a.png").write_bytes(b"FIRST"), "content of a.png has changed"),
-    "truncated": (lambda p: (p / "a.png").write_bytes(b"fi"), "a.png has 2 bytes instead of 5"),
-    "deleted": (lambda p: (p / "sub" / "b.png").unlink(), "b.png: No such file"),
-    "folder": (lambda p: removed(p / "a.png").mkdir(), "a.png has .* bytes instead of 5"),
-    "link to itself": (lambda p: removed(p / "a.png").symlink_to("a.png"), "a.png: Too many"),
-    "dangling link": (lambda p: removed(p / "a.png").symlink_to("nowhere"), "a.png: No such file"),
-    "no manifest": (lambda p: (p / "manifest.json").unlink(), "manifest.json: No such file"),
-    "empty manifest": (lambda p: (p / "manifest.json").write_text(""), "json is not readable"),
-    "cut manifest": (lambda p: (p / "manifest.json").write_text("{"), "json is not readable"),
-    "binary manifest": (
-        lambda p: (p / "manifest.json").write_bytes(b"\xff\x00"),
-        "json is not readable",
-    ),
-    "manifest is a list": (lambda p: (p / "manifest.json").write_text("[]"), CHANGED),
-    "manifest is a folder": (lambda p: removed(p / "manifest.json").mkdir(), "Is a directory"),
-    "edited manifest": (lambda p: edited(p / "manifest.json"), CHANGED),
-    "unsealed manifest": (lambda p: edited(p / "manifest.json", sealed=False), CHANGED),
-    "file outside": (lambda p: with_a_file_outside(p / "manifest.json"), "is outside its folder"),
-    "artifact is a dangling link": (lambda p: removed(p).symlink_to("nowhere"), "No such file"),
-    "artifact is a link to itself": (lambda p: removed(p).symlink_to(p.name), "Too many"),
-    "artifact is a file": (lambda p: removed(p).write_text("x"), "manifest.json: Not a directory"),
-}
+def without_files(manifest: Path) -> None:
+    resealed(manifest, lambda entries: entries.pop("files"))
 
 
-@pytest.mark.parametrize(("harm", "reason"), HARMS.values(), ids=HARMS)
-def test_damaged_artifact_is_set_aside_and_made_again(store, made, caplog, harm, reason):
+@pytest.mark.parametrize(
+    ("place", "harm", "reason"),
+    [
+        ("a.png", content(b"FIRST"), "the content of a.png has changed"),
+        ("a.png", content(b"fi"), "a.png has 2 bytes instead of 5"),
+        ("sub/b.png", removed, "b.png: No such file"),
+        ("a.png", folder, "a.png has .* bytes instead of 5"),
+        ("a.png", link("a.png"), "a.png: Too many levels of symbolic links"),
+        ("a.png", link("nowhere"), "a.png: No such file"),
+        ("manifest.json", removed, "manifest.json: No such file"),
+        ("manifest.json", content(b""), "manifest.json is not readable"),
+        ("manifest.json", content(b"{"), "manifest.json is not readable"),
+        ("manifest.json", content(b"\xff\x00"), "manifest.json is not readable"),
+        ("manifest.json", content(b"[]"), "the content of manifest.json has changed"),
+        ("manifest.json", folder, "manifest.json: Is a directory"),
+        ("manifest.json", edited, "the content of manifest.json has changed"),
+        ("manifest.json", unsealed, "the content of manifest.json has changed"),
+        ("manifest.json", with_a_file_outside, "ann/a.png is outside its folder"),
+        ("manifest.json", without_files, "manifest.json is not readable"),
+        ("", link("nowhere"), "manifest.json: No such file"),
+        ("", link("ann"), "manifest.json: Too many levels of symbolic links"),
+        ("", content(b"text"), "manifest.json: Not a directory"),
+    ],
+)
+def test_damaged_artifact_is_set_aside_and_made_again(store, made, caplog, place, harm, reason):
     for n in (1, 2):
-        harm(made.path)
+        harm(made.path / place)
         assert store.make(*PLACE, write_two, inputs={}).files[0].read_bytes() == b"first"
         assert os.path.lexists(made.path.with_name(f"ann.damaged-{n}"))
     assert len(re.findall(reason, caplog.text)) == 2
