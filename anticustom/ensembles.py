@@ -1,42 +1,46 @@
-"""How one perturbation climbs against several surrogates at once."""
+"""How one perturbation is made against several surrogates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-Member = TypeVar("Member")
-# (surrogates, images, turn, turns) -> the images after the perturbation steps up the sum of the
-# surrogates' losses: climb number `turn` of the iteration's `turns`
-Climb = Callable[[Sequence[Member], Tensor, int, int], Tensor]
+Surrogate = TypeVar("Surrogate")
 
 
 class Combination(Protocol):
-    def __call__(
-        self, climb: Climb, members: Sequence[Member], images: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the protected images after an iteration, and for each surrogate those that it is
-        to follow.
+    def groups(self, surrogates: Sequence[Surrogate]) -> list[list[Surrogate]]:
+        """Return the surrogates in groups.
+
+        In each iteration every group perturbs the same photos, each step up the sum of the group's
+        losses. Its surrogates then learn the photos that the group perturbed.
         """
+
+    def merged(self, perturbed: Sequence[Tensor]) -> Tensor:
+        """Return the photos that are protected after an iteration, from those of every group."""
 
 
 class JointLoss:
     """Every step climbs the sum of all surrogates' losses, as Anti-DreamBooth describes it."""
 
-    def __call__(self, climb, members, images):
-        protected = climb(members, images, 0, 1)
-        return protected, [protected] * len(members)
+    def groups(self, surrogates):
+        return [list(surrogates)]
+
+    def merged(self, perturbed):
+        (protected,) = perturbed
+        return protected
 
 
 class MeanImage:
-    """Each surrogate perturbs the images on its own, from the same start; the mean of the results
-    is kept, while each surrogate follows its own, as in Anti-DreamBooth's released code.
+    """Each surrogate perturbs the photos on its own, and the mean of the results is kept.
 
-    Where the surrogates disagree, the mean moves less than a step.
+    Each surrogate learns its own result, as in Anti-DreamBooth's released code. Where the
+    surrogates disagree, the mean moves less than a step.
     """
 
-    def __call__(self, climb, members, images):
-        turns = len(members)
-        own = [climb([member], images, turn, turns) for turn, member in enumerate(members)]
-        return torch.stack(own).mean(0), own
+    def groups(self, surrogates):
+        return [[surrogate] for surrogate in surrogates]
+
+    def merged(self, perturbed):
+        return torch.stack(list(perturbed)).mean(0)

@@ -1,4 +1,6 @@
-"""How the surrogate moves while it is attacked: frozen, fitted first (FSMG), alternating (ASPL)."""
+"""How a surrogate moves while it is attacked: not at all, fitted first (FSMG), or alternating
+(ASPL).
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,8 +19,9 @@ from anticustom.progress import Progress
 
 @dataclass
 class Surrogate:
-    """A model under attack, what it trains on, and the trainer that moves it (None for one that
-    stands still).
+    """A model under attack, its training photos, and the trainer that moves it.
+
+    A surrogate that stands still has neither trainer nor training photos.
     """
 
     model: LatentDiffusion
@@ -26,8 +29,7 @@ class Surrogate:
     trainer: Trainer | None = None
     clean: EncodedPhotos | None = None
     classes: EncodedPhotos | None = None
-    fitted_steps: int = 0  # done of a training that goes before the attack
-    keep: Callable[[], None] = lambda: None  # saves a checkpoint when one is due
+    fitted_steps: int = 0  # steps done of a training that goes before the attack
 
     def train(
         self,
@@ -39,9 +41,7 @@ class Surrogate:
         done: int = 0,
         total: int | None = None,
     ) -> None:
-        """Train `steps` on `photos`; of the attack's `total` training steps `done` were done
-        before.
-        """
+        """Train `steps` on `photos`. The attack did `done` of its `total` training steps before."""
 
         def report(step: int, loss: Tensor) -> None:
             progress("surrogate training", done + step + 1, total or steps, loss)
@@ -50,13 +50,13 @@ class Surrogate:
             photos, self.classes, steps, self.draws, phase, photo_set=photo_set, callback=report
         )
 
-    def fit(self, steps: int, progress: Progress) -> None:
-        """Train on the clean set A up to `steps`, going on after those that are done."""
+    def fit(self, steps: int, progress: Progress, save: Callable[[], None]) -> None:
+        """Train on the clean set A until `steps` are done, and call `save` after every step."""
 
         def after(step: int, loss: Tensor) -> None:
             progress("surrogate training", step + 1, steps, loss)
             self.fitted_steps = step + 1
-            self.keep()
+            save()
 
         self.trainer.train(
             self.clean,
@@ -71,17 +71,21 @@ class Surrogate:
 
 
 class SurrogateSchedule(Protocol):
-    """An attack is `iterations` times: perturb the photos inside `attackable`, then `follow`."""
+    """An attack repeats two things `iterations` times: it perturbs the photos while the surrogate
+    is `attackable`, then the surrogate learns them in `follow`.
+    """
 
     iterations: int
-    training: FineTuning | None
-    adapters: Adapters | None  # what it trains; None: all weights
+    training: FineTuning | None  # None: the surrogate stands still
+    adapters: Adapters | None  # the weights that train; None: all weights
 
     def attackable(
-        self, surrogate: Surrogate, iteration: int, progress: Progress
+        self, surrogate: Surrogate, iteration: int, progress: Progress, save: Callable[[], None]
     ) -> contextlib.AbstractContextManager[None]:
-        """Bring the surrogate into the state in which this iteration attacks it; undo on leaving
-        what is not to stay.
+        """Bring the surrogate into the state in which this iteration attacks it.
+
+        On leaving, put back what is not to stay. A long training calls `save`, which saves a
+        checkpoint if one is due, after every step.
         """
 
     def follow(
@@ -92,7 +96,7 @@ class SurrogateSchedule(Protocol):
         protected: Tensor,
         progress: Progress,
     ) -> None:
-        """Move the surrogate on after the perturbation steps."""
+        """Move the surrogate on, given the photos as they are protected so far."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Frozen:
     def __post_init__(self):
         check_count("attack.surrogate_schedule.iterations", self.iterations, 1)
 
-    def attackable(self, surrogate, iteration, progress):
+    def attackable(self, surrogate, iteration, progress, save):
         return contextlib.nullcontext()
 
     def follow(self, surrogate, iteration, names, protected, progress):
@@ -116,8 +120,8 @@ class Frozen:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedFirst:
-    """Fully trained surrogate model guidance (FSMG): DreamBooth on the clean set A, then one long
-    attack.
+    """Fully trained surrogate model guidance (FSMG, Anti-DreamBooth): DreamBooth trains the
+    surrogate on the clean set A, then one long attack follows.
     """
 
     training: FineTuning
@@ -132,9 +136,9 @@ class FittedFirst:
         check_count("attack.surrogate_schedule.training_steps", self.training_steps, 0)
 
     @contextlib.contextmanager
-    def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
+    def attackable(self, surrogate, iteration, progress, save) -> Iterator[None]:
         if iteration == 0:
-            surrogate.fit(self.training_steps, progress)
+            surrogate.fit(self.training_steps, progress, save)
         yield
 
     def follow(self, surrogate, iteration, names, protected, progress):
@@ -146,12 +150,12 @@ class Alternating:
     """Alternating surrogate and perturbation learning (ASPL, Anti-DreamBooth's algorithm 1).
 
     In each iteration a copy of the surrogate trains `training_steps` on the clean set A and is
-    attacked; then the surrogate itself trains as long on the photos as they are protected so far.
-    The copy is the surrogate itself, put back afterwards with its optimizer, so one model is in
-    memory. What stays of the copy is its place in the photo sets.
+    attacked. Then the surrogate itself trains as many steps on the photos as they are protected so
+    far. The copy is the surrogate itself, which is put back afterwards with its optimizer, so that
+    one model is in memory. Only the copy's places in the photo sets stay.
 
-    With `keep_clean_training` there is no copy: what the surrogate learns of the clean set stays,
-    as in the released form that trains adapters.
+    With `keep_clean_training` there is no copy: the surrogate keeps all that it learns of the clean
+    set, as in the released code that trains adapters.
     """
 
     training: FineTuning
@@ -167,7 +171,7 @@ class Alternating:
         check_count("attack.surrogate_schedule.training_steps", self.training_steps, 0)
 
     @contextlib.contextmanager
-    def attackable(self, surrogate, iteration, progress) -> Iterator[None]:
+    def attackable(self, surrogate, iteration, progress, save) -> Iterator[None]:
         before = None if self.keep_clean_training else surrogate.trainer.state()[0]
         self._train(surrogate, surrogate.clean, iteration, "clean", progress)
         yield
@@ -202,9 +206,10 @@ def start(
     class_images: tuple[tuple[str, ...], Tensor] | None,
     seed: int,
 ) -> Surrogate:
-    """Return the surrogate that `schedule` moves; `clean` and `class_images` are names and images
-    (n, 3, h, w) in [0, 1]; one that stands still, or preserves no prior, needs no class images.
-    Adapters start as `seed` draws them.
+    """Return the surrogate that `schedule` moves.
+
+    `clean` and `class_images` are names and images (n, 3, h, w) in [0, 1]. A surrogate that stands
+    still, or preserves no prior, needs no class images. `seed` draws the first weights of adapters.
     """
     if schedule.training is None:
         return Surrogate(model, draws)
@@ -222,7 +227,7 @@ def start(
 def trained_parameters(
     schedule: SurrogateSchedule, model: LatentDiffusion, seed: int
 ) -> list[nn.Parameter]:
-    """Return what the schedule trains of a model, which is given the adapters that it lacks."""
+    """Return the parameters that the schedule trains; a model that lacks its adapters gets them."""
     if schedule.adapters is None:
         return all_weights(model)
     return add_adapters(model, schedule.adapters, seed)

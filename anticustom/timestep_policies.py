@@ -4,7 +4,7 @@ uniformly.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from anticustom.draws import Draw, Draws, draw_batches, joined
 from anticustom.images import project, sign_step
 from anticustom.losses import Denoising, Objective, Terms
 from anticustom.progress import Progress
+
+Drawn = TypeVar("Drawn")  # a Draw, or what else an objective takes beside the images
 
 
 class TimestepPolicy(Protocol):
@@ -204,7 +206,7 @@ class _Search:
 
 
 def image_gradient_and_loss(
-    objective: Callable[[Tensor, Draw], Terms], images: Tensor, draw: Draw
+    objective: Callable[[Tensor, Drawn], Terms], images: Tensor, draw: Drawn
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of each image's own loss with respect to it, (n, 3, h, w), and these
     losses, (n,).

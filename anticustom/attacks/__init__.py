@@ -1,1 +1,1 @@
-"""Attacks: what turns a person's photos into protected ones. One file per perturbation loop."""
+"""Attacks: they turn a person's photos into protected ones. Each perturbation loop has a file."""

@@ -1,5 +1,5 @@
-"""Attacks that attack nothing: the unprotected photos, the placebo, and photos that somebody else
-protected.
+"""Attacks without a perturbation loop: the unprotected photos, the placebo, and photos that
+somebody else protected.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from anticustom.images import check_eps, read_photo
 
 @dataclass(frozen=True, kw_only=True)
 class NoAttack:
-    """The photos as they are, whatever `eps` says: sweeps over attacks and budgets set it."""
+    """The photos as they are. `eps` changes nothing; sweeps over attacks and budgets set it."""
 
     eps: float = 0
     needs_surrogate: ClassVar[bool] = False
@@ -28,9 +28,7 @@ class NoAttack:
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """The placebo: random signs times `eps` grey levels, the control that every method must
-    beat.
-    """
+    """The placebo that every method must beat: random signs times `eps` grey levels."""
 
     eps: float
     needs_surrogate: ClassVar[bool] = False
@@ -40,18 +38,11 @@ class Noise:
         check_eps(self.eps)
 
     def __call__(self, inputs: AttackInputs) -> Tensor:
-        signs = torch.stack(
-            [
-                torch.randint(
-                    0,
-                    2,
-                    photo.shape,
-                    generator=keyed_generator(inputs.seed, inputs.identity, name, "noise"),
-                )
-                for name, photo in zip(inputs.names, inputs.photos, strict=True)
-            ]
-        )
-        return (inputs.photos + (2 * signs - 1) * self.eps / 255).clamp(0, 1)
+        signs = []
+        for name, photo in zip(inputs.names, inputs.photos, strict=True):
+            generator = keyed_generator(inputs.seed, inputs.identity, name, "noise")
+            signs.append(2 * torch.randint(0, 2, photo.shape, generator=generator) - 1)
+        return (inputs.photos + torch.stack(signs) * self.eps / 255).clamp(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +50,8 @@ class Precomputed:
     """Photos of set B that somebody else protected: `root/<identity>/<photo>` or, for one
     identity, `root/<photo>`.
 
-    Files are matched to the photos by name without its suffix. `eps` is the budget that they
-    claim, in grey levels: a file that exceeds it is refused.
+    A file belongs to the photo of the same name without suffix. `eps` is the budget that the files
+    claim, in grey levels. A file that exceeds it is refused.
     """
 
     root: str
@@ -99,14 +90,14 @@ class Precomputed:
 
 
 def folder_of(root: Path, identity: str) -> Path:
-    """Return where the protected photos of an identity lie: in a folder of its name under `root`,
-    or, where there are no folders, in `root` itself.
+    """Return the folder of an identity's protected photos.
 
+    It has the identity's name under `root`; where `root` has no folders, it is `root` itself.
     Raises ValueError if there are only folders of others.
     """
-    own = root / identity
-    if own.is_dir():
-        return own
+    folder = root / identity
+    if folder.is_dir():
+        return folder
     if any(entry.is_dir() for entry in root.iterdir()):
-        raise ValueError(f"{own}: no such folder of protected photos")
+        raise ValueError(f"{folder}: no such folder of protected photos")
     return root

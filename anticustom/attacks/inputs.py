@@ -1,4 +1,4 @@
-"""What an attack is given besides its settings."""
+"""The inputs of an attack, besides its settings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +13,10 @@ from anticustom.progress import Checkpoint, NoCheckpoint, Progress, silent
 
 @dataclass
 class SurrogateInputs:
-    """A model to attack, which is the attack's to change, its random numbers, and names and images
-    of the class as this model draws it, made when first asked for.
+    """A model to attack, its random numbers, and its images of the class.
+
+    The attack may change the model. `load_class_images` returns names and images of the class as
+    this model draws it; it is called when they are first needed.
     """
 
     model: LatentDiffusion
@@ -28,11 +30,11 @@ class SurrogateInputs:
 
 @dataclass
 class AttackInputs:
-    """One identity's photos and what it takes to attack surrogates with them.
+    """One identity's photos, and all that an attack on them needs.
 
-    `photos` (n, 3, h, w) in [0, 1] is set B, with its `names`; `clean_set` is names and images. An
-    ensemble has several `surrogates`. `purifier` is the model of an attack that ascends through
-    purification.
+    `photos` (n, 3, h, w) in [0, 1] is set B, with its `names`; `clean_set` holds names and images
+    of set A. An ensemble has several `surrogates`. An attack that ascends through purification
+    purifies with the model `purifier`.
     """
 
     identity: str
