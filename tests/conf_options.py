@@ -1,7 +1,10 @@
 """Composed configurations and their keys, for the tests of conf/."""
 
+from functools import cache
+
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.setup import composing
 from experiments.setup.composing import CONF
 
 OPTIONS = sorted(
@@ -17,18 +20,32 @@ def options(group: str) -> list[str]:
     return [option for g, option in OPTIONS if g == group]
 
 
+@cache
+def composed(*words: str, with_hydra: bool = False) -> DictConfig:
+    """Return the read-only configuration of a command line. Equal lines are composed once."""
+    config = composing.composed(*words, with_hydra=with_hydra)
+    OmegaConf.set_readonly(config, True)
+    return config
+
+
 def resolved(node: DictConfig) -> dict:
     return OmegaConf.to_container(node, resolve=True)
 
 
-def flat(node: dict, prefix: str = "") -> dict:
-    leaves = {}
-    for key, value in node.items():
-        path = f"{prefix}{key}"
-        leaves |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return leaves
+def flat(node: DictConfig) -> dict:
+    """Return the resolved leaves of a node by their dotted paths."""
+
+    def leaves(container: dict, prefix: str):
+        for key, value in container.items():
+            if isinstance(value, dict):
+                yield from leaves(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(leaves(resolved(node), ""))
 
 
-def differences(one: DictConfig, other: DictConfig) -> dict:
-    a, b = flat(resolved(one)), flat(resolved(other))
+def differences(first: DictConfig, second: DictConfig) -> dict:
+    """Return the pairs of values that differ, by their paths; a missing value is None."""
+    a, b = flat(first), flat(second)
     return {k: (a.get(k), b.get(k)) for k in a.keys() | b.keys() if a.get(k) != b.get(k)}

@@ -4,45 +4,39 @@ command line wins.
 
 import inspect
 from collections.abc import Iterator
-from itertools import cycle, permutations
+from itertools import permutations, product
 
 import pytest
-from conf_options import OPTIONS, options, resolved
+from conf_options import OPTIONS, composed, options, resolved
 from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.setup.composing import composed
-
-# what the command line must say besides the option itself
+# words that an option needs beside it
 NEEDED = {
     ("attack", "precomputed"): ["attack.root=."],
     ("dataset", "folder"): ["dataset.root=."],
 }
 # keys that the pipeline keeps for itself
-OWN_KEYS = {
+PIPELINE_KEYS = {
     "attack": {"others"},
     "countermeasure": {"model"},
     "customizer": {"base_model", "precision"},
     "dataset": {"shard"},
 }
-# values that differ from the constructor's defaults on purpose
+# values that differ from the constructor's defaults, and why
 NOT_THE_DEFAULT = {
-    ("attack", "adapters"): "what aspl_lora is for",
-    ("attack", "combination"): "made anew for each attack, so there is no default to compare",
-    ("tracker", "upload_images"): "decided by the data set where it is null",
-    ("countermeasure", "quality"): "what the presets jpeg90 and jpeg50 are for",
+    ("attack", "adapters"): "aspl_lora is for them",
+    ("attack", "combination"): "each attack makes its own, so no default equals it",
+    ("tracker", "upload_images"): "where it is null, the data set decides",
+    ("countermeasure", "quality"): "jpeg90 and jpeg50 are for other qualities",
     ("customizer", "prior_weight"): "textual inversion preserves no prior",
     ("customizer", "gradient_clip"): "diffusers' textual inversion has none",
 }
 
 
-def with_option(group: str, option: str) -> DictConfig:
-    return composed(f"{group}={option}", *NEEDED.get((group, option), []))
-
-
 def targets(node: DictConfig) -> Iterator[DictConfig]:
-    """Give the nodes in `node` that name a class, without following interpolations."""
+    """Yield the nodes in `node` that name a class, without following interpolations."""
     if "_target_" in node:
         yield node
     for key in node:
@@ -52,6 +46,12 @@ def targets(node: DictConfig) -> Iterator[DictConfig]:
                 yield from targets(value)
 
 
+def instantiated(node: DictConfig, group: str):
+    """Return the object that a node describes, without the pipeline's own keys."""
+    keys = {key: value for key, value in resolved(node).items() if key not in PIPELINE_KEYS[group]}
+    return instantiate(keys, _convert_="object")
+
+
 def test_the_groups_are_found():
     groups = {"attack", "loss", "timestep_policy", "surrogate_model", "customizer", "dataset"}
     assert groups | {"countermeasure", "adversary", "experiment"} <= {group for group, _ in OPTIONS}
@@ -59,19 +59,17 @@ def test_the_groups_are_found():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_its_keys_are_the_constructors(group, option):
-    config = with_option(group, option)
+    config = composed(f"{group}={option}", *NEEDED.get((group, option), []))
     assert OmegaConf.missing_keys(config) == set()
     resolved(config)
-    if group not in config:
-        return  # an experiment: of other groups' keys alone
-    for node in targets(config[group]):
+    for node in targets(config.get(group, {})):  # an experiment has keys of other groups alone
         parameters = inspect.signature(get_class(node._target_)).parameters
-        keys = set(node) - {"_target_"} - OWN_KEYS.get(group, set())
+        keys = set(node) - {"_target_"} - PIPELINE_KEYS.get(group, set())
         assert keys <= parameters.keys()
         required = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty}
         assert required <= keys | ({"device"} if group == "metrics" else set())
         if option.endswith(("_released", "_fast")):
-            continue  # it differs from the described defaults: that is what it is for
+            continue  # such presets exist to differ from the described defaults
         for key in keys - required:
             if OmegaConf.is_interpolation(node, key) or (group, key) in NOT_THE_DEFAULT:
                 continue
@@ -81,27 +79,20 @@ def test_every_option_composes_and_its_keys_are_the_constructors(group, option):
             assert value == parameters[key].default, key
 
 
-@pytest.mark.parametrize("attack", options("attack"))
-def test_every_attack_loss_and_timestep_policy_go_together(attack):
-    # each loss and each policy once: they are nodes of their own that know nothing of each other
-    pairs = list(zip(options("loss"), cycle(options("timestep_policy"))))
-    pairs += [(options("loss")[0], policy) for policy in options("timestep_policy")[1:]]
-    if not get_class(with_option("attack", attack).attack._target_).needs_surrogate:
-        pairs = pairs[:1]  # it has neither
-    for loss, policy in pairs:
-        config = composed(
-            f"attack={attack}",
-            f"loss={loss}",
-            f"timestep_policy={policy}",
-            *NEEDED.get(("attack", attack), []),
-        )
-        node = {key: value for key, value in resolved(config.attack).items() if key != "others"}
-        made = instantiate(node, _convert_="object")
-        assert isinstance(made, get_class(config.attack._target_))
-        assert made.eps == config.attack.eps
-        if made.needs_surrogate:
-            assert made.loss == instantiate(config.loss, _convert_="object")
-            assert made.timestep_policy == instantiate(config.timestep_policy, _convert_="object")
+@pytest.mark.parametrize(
+    ("attack", "loss", "policy"),
+    [("aspl", *pair) for pair in product(options("loss"), options("timestep_policy"))]
+    + [(attack, "denoising", "interval") for attack in options("attack") if attack != "aspl"],
+)
+def test_every_attack_loss_and_timestep_policy_go_together(attack, loss, policy):
+    words = [f"attack={attack}", f"loss={loss}", f"timestep_policy={policy}"]
+    config = composed(*words, *NEEDED.get(("attack", attack), []))
+    made = instantiated(config.attack, "attack")
+    assert isinstance(made, get_class(config.attack._target_))
+    assert made.eps == config.attack.eps
+    if made.needs_surrogate:
+        assert made.loss == instantiate(config.loss, _convert_="object")
+        assert made.timestep_policy == instantiate(config.timestep_policy, _convert_="object")
 
 
 @pytest.mark.parametrize("customizer", options("customizer"))
@@ -109,8 +100,7 @@ def test_every_attack_loss_and_timestep_policy_go_together(attack):
 def test_customizers_follow_the_model(customizer, model):
     config = composed(f"customizer={customizer}", f"surrogate_model={model}")
     scale = config.surrogate_model.training[customizer]
-    node = {k: v for k, v in resolved(config.customizer).items() if k not in OWN_KEYS["customizer"]}
-    made = instantiate(node, _convert_="object")
+    made = instantiated(config.customizer, "customizer")
     assert made.training.learning_rate == scale.learning_rate
     assert made.training.batch_size == scale.batch_size
     assert made.steps == scale.steps
@@ -140,15 +130,16 @@ def test_the_command_line_chooses_the_model_in_any_order(words):
     assert config.dataset.root == "data/vggface2"
 
 
-def test_simac_chooses_its_policy_and_loss():
-    config = composed("attack=simac")
-    assert config.timestep_policy._target_.endswith(".AdaptiveGreedy")
-    assert config.loss._target_.endswith(".FeatureInterference")
+@pytest.mark.parametrize(
+    ("attack", "policy", "loss"),
+    [("simac", "AdaptiveGreedy", "FeatureInterference"), ("aspl", "Uniform", "Denoising")],
+)
+def test_an_attack_chooses_its_policy_and_loss(attack, policy, loss):
+    config = composed(f"attack={attack}")
+    assert config.timestep_policy._target_.endswith(f".{policy}")
+    assert config.loss._target_.endswith(f".{loss}")
     assert config.attack.loss == config.loss
     assert config.attack.timestep_policy == config.timestep_policy
-    plain = composed("attack=aspl")
-    assert plain.timestep_policy._target_.endswith(".Uniform")
-    assert plain.loss._target_.endswith(".Denoising")
 
 
 @pytest.mark.parametrize("attack", ["simac", "simac_released"])

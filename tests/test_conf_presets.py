@@ -1,12 +1,10 @@
 """The configuration's presets: the papers' numbers, the released code, settings and experiments."""
 
 import pytest
-from conf_options import OPTIONS, differences, flat, options, resolved
+from conf_options import OPTIONS, composed, differences, flat, options, resolved
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-
-from experiments.setup.composing import composed
 
 TRAINING = "surrogate_schedule.training"
 
@@ -19,7 +17,7 @@ def test_simac_is_aspl_with_its_policy_and_loss():
 
 
 @pytest.mark.parametrize(
-    ("attack", "own"),
+    ("attack", "further"),
     [
         ("aspl", {"eps": (8, 6.375)}),
         (
@@ -28,7 +26,7 @@ def test_simac_is_aspl_with_its_policy_and_loss():
         ),
     ],
 )
-def test_released_presets_differ_in_the_named_options_only(attack, own):
+def test_released_presets_differ_in_the_named_options_only(attack, further):
     described, released = composed(f"attack={attack}"), composed(f"attack={attack}_released")
     assert differences(described.attack, released.attack) == {
         "precision": ("auto", "bfloat16"),
@@ -36,17 +34,16 @@ def test_released_presets_differ_in_the_named_options_only(attack, own):
         f"{TRAINING}.gradient_clip": (1.0, None),
         f"{TRAINING}.order": ("continue", "restart"),
         f"{TRAINING}.optimizer": ("keep", "per_call"),
-        **own,
+        **further,
     }
 
 
 def test_the_papers_victim():
-    """DreamBooth with prior preservation as both papers' scripts train it."""
-    customizer = resolved(composed("surrogate_model=sd21").customizer)
-    assert customizer["steps"] == 1000
-    training = customizer["training"]
-    assert (training["learning_rate"], training["batch_size"]) == (5e-7, 2)
-    assert (training["prior_weight"], training["gradient_clip"]) == (1.0, 1.0)
+    """Both papers' scripts train DreamBooth with prior preservation."""
+    customizer = composed("surrogate_model=sd21").customizer
+    training = customizer.training
+    assert (customizer.steps, training.learning_rate, training.batch_size) == (1000, 5e-7, 2)
+    assert (training.prior_weight, training.gradient_clip) == (1.0, 1.0)
 
 
 def test_the_released_ensemble_of_fsmg_makes_60_times_12_steps():
@@ -55,9 +52,9 @@ def test_the_released_ensemble_of_fsmg_makes_60_times_12_steps():
 
 
 def test_the_papers_numbers():
-    """Of Anti-DreamBooth's and SimAC's scripts, with eps and steps in grey levels."""
+    """They are those of Anti-DreamBooth's and SimAC's scripts, with eps in grey levels."""
     config = composed("attack=simac", "surrogate_model=sd21")
-    assert flat(resolved(config.attack)) == {
+    assert flat(config.attack) == {
         "_target_": "anticustom.attacks.pgd.PGD",
         "eps": 8,
         "step_size": pytest.approx(0.005 * 127.5),
@@ -117,7 +114,7 @@ def test_the_papers_data_sets_choose_the_papers_model(dataset):
     assert composed().surrogate_model.name == "tiny"
 
 
-def customized(config: DictConfig) -> tuple:
+def customization(config: DictConfig) -> tuple:
     """Return what the adversary decides: base model, customizer, training prompt, gallery."""
     customizer = config.customizer
     return (
@@ -142,13 +139,11 @@ def customized(config: DictConfig) -> tuple:
     ],
 )
 def test_an_adversary_differs_where_it_says_and_the_attack_stays(adversary, differs):
-    assumed, other = composed(), composed(f"adversary={adversary}")
-    pairs = zip(customized(assumed), customized(other), strict=True)
+    assumed, changed = composed(), composed(f"adversary={adversary}")
+    pairs = zip(customization(assumed), customization(changed), strict=True)
     assert tuple(a != b for a, b in pairs) == differs
-    assert (
-        resolved(other).items()
-        >= {key: resolved(assumed)[key] for key in ("attack", "surrogate_model", "prompts")}.items()
-    )
+    for key in ("attack", "surrogate_model", "prompts"):
+        assert resolved(changed[key]) == resolved(assumed[key])
 
 
 def test_the_command_line_wins_over_an_adversary():
@@ -157,7 +152,7 @@ def test_the_command_line_wins_over_an_adversary():
     assert "xjy" in config.gallery.prompts[0]
 
 
-QUIRKS = {  # the attack that an experiment tries them on
+QUIRKS = {  # each with the attack that an experiment tries it on
     quirk: config.hydra.sweeper.params.attack
     for name in options("experiment")
     if name.startswith("quirks")
@@ -167,37 +162,30 @@ QUIRKS = {  # the attack that an experiment tries them on
 }
 
 
+def quirk_differences(quirk: str) -> dict:
+    """Return the keys that a quirk changes in its attack, each with both values."""
+    attack = f"attack={QUIRKS[quirk]}"
+    return differences(composed(attack).attack, composed(attack, f"quirk={quirk}").attack)
+
+
 def test_every_quirk_is_tried_by_an_experiment():
     assert {*QUIRKS, "none"} == set(options("quirk"))
 
 
 @pytest.mark.parametrize("quirk", QUIRKS)
 def test_a_quirk_is_one_of_the_released_presets_settings(quirk):
-    """It changes one key of the attack, to what its released preset has there."""
-    attack = f"attack={QUIRKS[quirk]}"
-    described, released, own = (
-        flat(resolved(composed(*words).attack))
-        for words in ([attack], [f"{attack}_released"], [attack, f"quirk={quirk}"])
-    )
-    (key,) = [key for key in described if own[key] != described[key]]
-    assert own[key] == released[key]
+    ((key, (_, value)),) = quirk_differences(quirk).items()
+    assert flat(composed(f"attack={QUIRKS[quirk]}_released").attack)[key] == value
 
 
 @pytest.mark.parametrize("attack", ["simac", "t_aspl", "e_aspl"])
 def test_the_quirks_together_are_the_released_preset(attack):
-    """But for those of ASPL's training, which are tried on SimAC, and the published radius."""
-    described, released = (
-        composed(f"attack={one}").attack for one in (attack, f"{attack}_released")
-    )
-    of_training = {"precision", "training_precision", "eps"}
-    of_training |= {f"{TRAINING}.{key}" for key in ("gradient_clip", "order", "optimizer")}
-    tried = [
-        differences(described, composed(f"attack={attack}", f"quirk={q}").attack)
-        for q in QUIRKS
-        if QUIRKS[q] == attack
-    ]
-    keys = {key for one in tried for key in one}
-    assert set(differences(described, released)) - of_training == keys - of_training
+    """ASPL's training is left out, whose quirks are tried on SimAC, and the published radius."""
+    described, released = composed(f"attack={attack}"), composed(f"attack={attack}_released")
+    left_out = {"precision", "training_precision", "eps"}
+    left_out |= {f"{TRAINING}.{key}" for key in ("gradient_clip", "order", "optimizer")}
+    changed = {key for q in QUIRKS if QUIRKS[q] == attack for key in quirk_differences(q)}
+    assert set(differences(described.attack, released.attack)) - left_out == changed - left_out
 
 
 def test_the_purifier_is_another_model_than_the_surrogate():
@@ -212,14 +200,16 @@ def test_the_purifier_is_another_model_than_the_surrogate():
 def test_an_experiment_sweeps_over_what_exists(experiment):
     config = composed(f"experiment={experiment}", with_hydra=True)
     assert config.hydra.mode.name == "MULTIRUN"
-    # some compare methods with themselves, all others have the placebo in them
-    compares = experiment.startswith(("quirks", "transforms"))
-    assert compares or "noise" in config.hydra.sweeper.params.attack.split(",")
+    sweep = config.hydra.sweeper.params
+    # some experiments compare methods with themselves, all others have the placebo in them
+    assert experiment.startswith(("quirks", "transforms")) or "noise" in sweep.attack.split(",")
     parser = OverridesParser.create()
-    for key, values in config.hydra.sweeper.params.items():
+    for key, values in sweep.items():
         override = parser.parse_override(f"{key}={values}")
         choices = override.sweep_string_iterator() if override.is_sweep_override() else [values]
         for value in choices:
-            swept = composed(f"experiment={experiment}", f"{key}={value}")
-            in_yaml = str(OmegaConf.select(swept, key)).replace("'", "").replace(", ", ",")
-            assert key in dict(OPTIONS) or in_yaml == value
+            if key in dict(OPTIONS):
+                assert (key, value) in OPTIONS
+            else:
+                swept = OmegaConf.select(composed(f"{key}={value}"), key)
+                assert str(swept).replace("'", "").replace(", ", ",") == value
