@@ -1,7 +1,9 @@
-"""Customizers with short trainings, and what shows whether two models are the same."""
+"""Customizers with short trainings, and samples that show whether two models are the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from helpers import PROMPTS
@@ -10,10 +12,11 @@ from anticustom.customizers.custom_diffusion import CustomDiffusion
 from anticustom.customizers.dreambooth import DreamBooth
 from anticustom.customizers.lora import LoRA
 from anticustom.customizers.textual_inversion import TextualInversion
+from anticustom.diffusion import LatentDiffusion
 from anticustom.finetuning import FineTuning
 
 PROMPT = PROMPTS["instance_prompt"]
-TRAINING = FineTuning(learning_rate=0.02, batch_size=2)  # so high that two steps are seen
+TRAINING = FineTuning(learning_rate=0.02, batch_size=2)  # so high that two steps show
 CUSTOMIZERS = {
     "dreambooth": DreamBooth(training=TRAINING, steps=3, **PROMPTS),
     "lora": LoRA(training=TRAINING, steps=3, rank=4, **PROMPTS),
@@ -27,6 +30,14 @@ CUSTOMIZERS = {
 }
 
 
+class Victim(NamedTuple):
+    """A customized model, the losses of its training, and the folder that it is saved in."""
+
+    model: LatentDiffusion
+    losses: list[float]
+    folder: Path
+
+
 def noise() -> torch.Tensor:
     return torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
 
@@ -36,7 +47,7 @@ def samples(model) -> torch.Tensor:
         return model.sample(PROMPT, noise(), steps=2, guidance_scale=3.0, scheduler="DDIMScheduler")
 
 
-def samples_of(pipeline) -> torch.Tensor:
+def pipeline_samples(pipeline) -> torch.Tensor:
     with float64(pipeline.unet, pipeline.vae, pipeline.text_encoder):
         images = pipeline(
             [PROMPT] * 2,
@@ -53,6 +64,8 @@ def float64(*networks: torch.nn.Module) -> Iterator[None]:
     """Compute in float64 for a while: no processor's rounding then shows in images."""
     for network in networks:
         network.double()
-    yield
-    for network in networks:
-        network.float()
+    try:
+        yield
+    finally:
+        for network in networks:
+            network.float()

@@ -5,9 +5,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 from anticustom.attacks.pgd import PGD
@@ -34,12 +36,20 @@ PRESETS = {
 }
 
 
+@contextmanager
+def refused(match: str, error: type[Exception] = ValueError) -> Iterator[pytest.ExceptionInfo]:
+    """Expect an error whose message matches and is one line."""
+    with pytest.raises(error, match=match) as refusal:
+        yield refusal
+    assert "\n" not in str(refusal.value)
+
+
 class Killed(Exception):
     pass
 
 
 class Reports(list):
-    """What progress was told: (what, done, total, loss); raises Killed at one of the reports."""
+    """The reports of progress: (phase, done, total, loss). Raises Killed at `kill_at`."""
 
     def __init__(self, kill_at=None):
         self.kill_at = kill_at
@@ -54,19 +64,17 @@ class Reports(list):
 
 
 class Memory:
-    """A checkpoint that is due every so many times it is asked; what it keeps could as well be on
-    disk.
-    """
+    """A checkpoint kept in memory, as it would be on disk. It is due at every `every`th step."""
 
     def __init__(self, every: int = 1):
-        self.saved, self.every, self.asked = None, every, 0
+        self.saved, self.every, self.steps = None, every, 0
 
     def load(self):
         return self.saved
 
     def due(self) -> bool:
-        self.asked += 1
-        return self.asked % self.every == 0
+        self.steps += 1
+        return self.steps % self.every == 0
 
     def save(self, tensors, facts) -> None:
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -91,12 +99,12 @@ def parameters(model):
 
 
 def levels(images, photos) -> list[float]:
-    """The largest change of each photo, in grey levels."""
+    """Return the largest change of each photo, in grey levels."""
     return ((images - photos).abs().amax((1, 2, 3)) * 255).tolist()
 
 
 def frozen(**changed) -> PGD:
-    """Two steps of PGD against a surrogate that does not move, with some settings changed."""
+    """Return an attack of two steps whose surrogate does not move, with `changed` settings."""
     settings = {
         "eps": 8,
         "step_size": 0.6375,
@@ -109,7 +117,7 @@ def frozen(**changed) -> PGD:
 
 
 def by_method(rows):
-    """Rows of the leaderboard by the names of their methods."""
+    """Return rows of the leaderboard by the names of their methods."""
     return {row.configuration.method: row for row in rows}
 
 

@@ -4,10 +4,12 @@ images.
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
+from customizing import CUSTOMIZERS, Victim
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from helpers import PRESETS, Killed, Memory
 from hydra.utils import instantiate
@@ -75,7 +77,7 @@ def configured() -> Callable:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def class_images(pictures) -> tuple[tuple[str, ...], Tensor]:
     return ("0.png", "1.png", "2.png"), pictures(3, 3)
 
@@ -140,7 +142,7 @@ def preset(configured):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def inputs_of(new_model, pictures, class_images):
     def make(checkpoint=None, progress=silent, draws=None, precision="float32") -> CustomizerInputs:
         return CustomizerInputs(
@@ -151,6 +153,22 @@ def inputs_of(new_model, pictures, class_images):
             progress=progress,
             checkpoint=checkpoint or NoCheckpoint(),
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def victim(inputs_of, tmp_path_factory) -> Callable[..., Victim]:
+    """Return the victim of a customizer with some settings changed. Equal victims are trained
+    once, and tests only read them.
+    """
+
+    @cache
+    def make(name: str, precision: str = "float32", **changed) -> Victim:
+        customizer, inputs = replace(CUSTOMIZERS[name], **changed), inputs_of(precision=precision)
+        losses, folder = customizer.customize(inputs), tmp_path_factory.mktemp(name)
+        customizer.save(inputs.model, folder)
+        return Victim(inputs.model, losses, folder)
 
     return make
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from customizing import CUSTOMIZERS, samples, samples_of
+from customizing import CUSTOMIZERS, pipeline_samples, samples
+from helpers import refused
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -15,12 +16,13 @@ from anticustom.adapters import ATTENTION, Adapters, add_adapters
 from anticustom.customizers.lora import FILE, KOHYA_FILE
 
 SETTINGS = OmegaConf.load(Path(__file__).parents[2] / "conf/surrogate_model/_embedded.yaml")
-EMBEDDED_LAYERS = list(SETTINGS.training.lora.unet_layers)
+EMBEDDED_LAYERS = tuple(SETTINGS.training.lora.unet_layers)
 KOHYA_ENDS = ("lora_down.weight", "lora_up.weight", "alpha")
+PARTS = ("unet", "text_encoder")
 
 
 def adapters(network) -> dict[str, torch.Tensor]:
-    """The adapters' weights, whatever the adapter is called."""
+    """Return the adapters' weights without the adapter's name."""
     return {
         name.replace(".default_0.", ".default."): value.detach()
         for name, value in network.named_parameters()
@@ -29,54 +31,43 @@ def adapters(network) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("file", [FILE, KOHYA_FILE])
-@pytest.mark.parametrize("layers", [ATTENTION, EMBEDDED_LAYERS])
-def test_diffusers_loads_the_lora_files(file, layers, pipeline, inputs_of, tmp_path):
-    customizer, inputs = replace(CUSTOMIZERS["lora"], unet_layers=layers), inputs_of()
-    customizer.customize(inputs)
-    customizer.save(inputs.model, tmp_path)
-    pipeline.load_lora_weights(tmp_path, weight_name=file)
-    torch.testing.assert_close(samples_of(pipeline), samples(inputs.model), atol=1e-6, rtol=0)
+@pytest.mark.parametrize("layers", [ATTENTION, EMBEDDED_LAYERS], ids=["attention", "embedded"])
+def test_diffusers_loads_the_lora_files(file, layers, pipeline, victim):
+    model, _, folder = victim("lora", unet_layers=layers)
+    pipeline.load_lora_weights(folder, weight_name=file)
+    torch.testing.assert_close(pipeline_samples(pipeline), samples(model), atol=1e-6, rtol=0)
 
-    for part in ("unet", "text_encoder"):
-        trained = adapters(getattr(inputs.model, part))
-        loaded = adapters(getattr(pipeline, part))
+    for part in PARTS:
+        trained, loaded = adapters(getattr(model, part)), adapters(getattr(pipeline, part))
         assert trained.keys() == loaded.keys()
         assert all(torch.equal(loaded[name], value) for name, value in trained.items())
         updates = {name: value for name, value in trained.items() if "lora_B" in name}
         assert updates
         # attention to a single token leaves its queries and keys where they are
         queries_and_keys = ("to_q", "to_k", "q_proj", "k_proj")
-        moved = [v.any() for n, v in updates.items() if not any(q in n for q in queries_and_keys)]
-        assert all(moved)
-        layers = [m for m in getattr(pipeline, part).modules() if hasattr(m, "lora_A")]
-        assert len(layers) == len(updates)
-        assert {scaling for layer in layers for scaling in layer.scaling.values()} == {1.0}
+        assert all(v.any() for n, v in updates.items() if not any(q in n for q in queries_and_keys))
+        modules = [m for m in getattr(pipeline, part).modules() if hasattr(m, "lora_A")]
+        assert len(modules) == len(updates)
+        assert {scaling for module in modules for scaling in module.scaling.values()} == {1.0}
 
 
-def test_the_lora_file(inputs_of, tmp_path):
-    customizer, inputs = CUSTOMIZERS["lora"], inputs_of()
-    customizer.customize(inputs)
-    customizer.save(inputs.model, tmp_path)
-    assert sorted(f.name for f in tmp_path.iterdir()) == [KOHYA_FILE, FILE]
-    with safe_open(tmp_path / FILE, "pt") as file:
+def test_the_lora_file(victim):
+    model, _, folder = victim("lora")
+    assert sorted(f.name for f in folder.iterdir()) == [KOHYA_FILE, FILE]
+    with safe_open(folder / FILE, "pt") as file:
         keys, metadata = list(file.keys()), file.metadata()
-        shapes = {key: file.get_slice(key).get_shape() for key in keys}
-    parts = {"unet", "text_encoder"}
-    assert {key.split(".")[0] for key in keys} == parts
+        shapes = [file.get_slice(key).get_shape() for key in keys]
+    assert {key.split(".")[0] for key in keys} == set(PARTS)
     assert all("lora" in key for key in keys)
-    assert all(4 in shape for shape in shapes.values())
-    parameters = sum(len(adapters(getattr(inputs.model, part))) for part in parts)
-    assert len(keys) == parameters
+    assert all(4 in shape for shape in shapes)
+    assert len(keys) == sum(len(adapters(getattr(model, part))) for part in PARTS)
     config = json.loads(metadata["lora_adapter_metadata"])
-    for part in parts:
+    for part in PARTS:
         assert config[f"{part}.r"] == config[f"{part}.lora_alpha"] == 4
 
 
-def test_the_kohya_file(inputs_of, tmp_path):
-    customizer, inputs = CUSTOMIZERS["lora"], inputs_of()
-    customizer.customize(inputs)
-    customizer.save(inputs.model, tmp_path)
-    saved = load_file(tmp_path / KOHYA_FILE)
+def test_the_kohya_file(victim):
+    saved = load_file(victim("lora").folder / KOHYA_FILE)
     layers = {key.split(".")[0] for key in saved}
     assert {f"{layer}.{end}" for layer in layers for end in KOHYA_ENDS} == saved.keys()
     assert all(saved[f"{layer}.alpha"].item() == 4 for layer in layers)
@@ -103,38 +94,42 @@ def test_untrained_adapters_change_nothing(new_model):
     assert all(4 in parameter.shape[:2] for parameter in parameters)
 
 
-def test_adapters_are_those_of_their_seed(new_model):
-    def weights(seed):
-        torch.manual_seed(torch.seed() % 2**31)  # whatever the global generator does
-        return add_adapters(new_model(), Adapters(rank=4, unet_layers=ATTENTION), seed)
+@pytest.fixture
+def added(new_model):
+    """Add adapters to a new model's attention and return their parameters."""
 
-    one, same, other = weights(0), weights(0), weights(1)
-    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    def add(seed: int = 0, **settings) -> list[torch.nn.Parameter]:
+        return add_adapters(new_model(), Adapters(rank=4, **settings), seed)
+
+    return add
 
 
-def test_adapters_start_as_they_are_told(new_model):
-    def first_matrices(initialization):
-        adapters = Adapters(rank=4, unet_layers=ATTENTION, initialization=initialization)
-        matrices = add_adapters(new_model(), adapters, 0)
-        assert all((one == 0).all() for one in matrices[1::2])
-        return matrices[::2]
+def test_adapters_are_those_of_their_seed(added):
+    first = added()
+    torch.manual_seed(torch.seed() % 2**31)  # the global generator does not matter
+    same, other = added(), added(seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
-    for one in first_matrices("kaiming_uniform"):
-        assert 0.75 * one.shape[1] ** -0.5 < one.abs().max() <= one.shape[1] ** -0.5
-    everything = torch.cat([one.flatten() for one in first_matrices("gaussian")])
-    assert everything.std().item() == pytest.approx(1 / 4, rel=0.05)
-    with pytest.raises(ValueError, match=r"^customizer\.initialization='zeros': expected kaiming"):
+
+def test_adapters_start_with_the_chosen_distribution(added):
+    uniform, gaussian = (added(initialization=i) for i in ("kaiming_uniform", "gaussian"))
+    assert all((matrix == 0).all() for matrix in (*uniform[1::2], *gaussian[1::2]))
+    for matrix in uniform[::2]:
+        bound = matrix.shape[1] ** -0.5
+        assert 0.75 * bound < matrix.abs().max() <= bound
+    together = torch.cat([matrix.flatten() for matrix in gaussian[::2]])
+    assert together.std().item() == pytest.approx(1 / 4, rel=0.05)
+    with refused(r"^customizer\.initialization='zeros': expected kaiming"):
         replace(CUSTOMIZERS["lora"], initialization="zeros")
 
 
-def test_lora_trains_the_adapters_alone(inputs_of, new_model):
-    inputs, before = inputs_of(), new_model()
-    CUSTOMIZERS["lora"].customize(inputs)
-    for part in ("unet", "text_encoder"):
+def test_lora_trains_the_adapters_alone(victim, new_model):
+    model, before = victim("lora").model, new_model()
+    for part in PARTS:
         after = {
             name.replace(".base_layer", ""): value
-            for name, value in getattr(inputs.model, part).state_dict().items()
+            for name, value in getattr(model, part).state_dict().items()
         }
         for name, value in getattr(before, part).state_dict().items():
             assert torch.equal(after[name], value), name
