@@ -9,7 +9,7 @@ from anticustom.sampling import KARRAS_SAMPLERS, SAMPLERS
 def sampled(model, scheduler: str, **options) -> torch.Tensor:
     noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     return model.sample(
-        "a photo", noise, steps=5, guidance_scale=2.0, scheduler=scheduler, **options
+        "a photo", noise, steps=4, guidance_scale=2.0, scheduler=scheduler, **options
     )
 
 
