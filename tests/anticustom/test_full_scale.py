@@ -1,16 +1,14 @@
-"""Stable Diffusion at its true size: shapes and graphs on torch's meta device.
-
-The sizes are those of the public configurations of SD 1.4, 1.5 and 2.1-base.
-"""
+"""Shapes and graphs of SD 1.4, 1.5 and 2.1-base at full size, on torch's meta device."""
 
 from dataclasses import dataclass
-from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from helpers import PROMPTS, parameters
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from anticustom.adapters import ATTENTION, Adapters, add_adapters
 from anticustom.customizers.custom_diffusion import text_projections
@@ -23,7 +21,7 @@ from anticustom.model_files import image_size
 from anticustom.timestep_policies import image_gradient_and_loss
 from experiments.embedded.architecture import make_tokenizer
 
-PROMPT = "a photo of sks person"
+PROMPT = PROMPTS["instance_prompt"]
 NAMES = ("a.png", "b.png")
 UNET = {
     "sample_size": 64,
@@ -74,7 +72,7 @@ SCHEDULER = {
 
 @dataclass(frozen=True)
 class Release:
-    """What sets a release apart, and its published numbers of parameters."""
+    """The settings in which a release differs, and its published numbers of parameters."""
 
     unet: dict
     text: dict
@@ -85,36 +83,25 @@ class Release:
 
 
 RELEASES = {
-    # of one architecture
+    # the two share an architecture
     "sd14_and_sd15": Release({}, {}, 859_520_964, 123_060_480, 797_184, 19_169_280),
     "sd21": Release(UNET_21, OPEN_CLIP, 865_910_724, 340_387_840, 829_952, 25_559_040),
 }
 
 
-def networks(name: str) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
+def assemble(
+    name: str, prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32
+) -> LatentDiffusion:
     release = RELEASES[name]
     with torch.device("meta"):
-        return (
-            AutoencoderKL(**VAE),
-            UNet2DConditionModel(**UNET | release.unet),
-            CLIPTextModel(CLIPTextConfig(**CLIP | release.text)),
-        )
-
-
-# built once for the tests that leave them as they are
-standing = cache(networks)
-
-
-@cache
-def tokenizer() -> CLIPTokenizer:
-    made = make_tokenizer([])
-    made.model_max_length = 77
-    return made
-
-
-def assemble(networks, prediction_type: str = "epsilon") -> LatentDiffusion:
+        vae = AutoencoderKL(**VAE)
+        unet = UNet2DConditionModel(**UNET | release.unet)
+        text_encoder = CLIPTextModel(CLIPTextConfig(**CLIP | release.text))
+    networks = [network.to(dtype) for network in (vae, unet, text_encoder)]
+    tokenizer = make_tokenizer([])
+    tokenizer.model_max_length = 77
     scheduler = DDPMScheduler(**SCHEDULER, prediction_type=prediction_type, clip_sample=False)
-    return LatentDiffusion(*networks, tokenizer(), scheduler)
+    return LatentDiffusion(*networks, tokenizer, scheduler)
 
 
 @pytest.fixture(params=RELEASES)
@@ -129,7 +116,7 @@ def release(name) -> Release:
 
 @pytest.fixture
 def model(name) -> LatentDiffusion:
-    return assemble(standing(name))
+    return assemble(name)
 
 
 def photos(count: int = 2) -> torch.Tensor:
@@ -191,7 +178,7 @@ def test_the_image_gradient_of_every_attacks_loss(model, configured, attack):
 
 
 def test_bfloat16_weights_give_float32_losses_and_gradients(configured):
-    model = assemble([n.to(torch.bfloat16) for n in networks("sd21")], "v_prediction")
+    model = assemble("sd21", "v_prediction", torch.bfloat16)
     loss = configured("attack", "attack=simac_released").loss
     with torch.no_grad():
         clean = model.posterior(photos())
@@ -207,13 +194,8 @@ def lora(model):
 
 
 def assert_a_step_reaches(model, trained):
-    trainer = Trainer(
-        model,
-        trained,
-        FineTuning(learning_rate=5e-7, batch_size=2),
-        instance_prompt=PROMPT,
-        class_prompt="a photo of person",
-    )
+    tuning = FineTuning(learning_rate=5e-7, batch_size=2)
+    trainer = Trainer(model, trained, tuning, **PROMPTS)
     trainer.optimizer.param_groups[0]["fused"] = False  # torch has no such kernel for meta
     reached = []
     trainer.optimizer.register_step_pre_hook(
@@ -224,21 +206,18 @@ def assert_a_step_reaches(model, trained):
     losses = trainer.train(photo_set, photo_set, 1, draws, "fit", photo_set="clean")
     assert losses.shape == (1,)
     assert reached == [[True] * len(trained)]
-    for network in (model.vae, model.unet, model.text_encoder):
-        assert not any(p.requires_grad or p.grad is not None for p in network.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in parameters(model))
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("sd14_and_sd15", all_weights), ("sd21", all_weights), ("sd21", lora)]
+    ("name", "trained"), [("sd14_and_sd15", all_weights), ("sd21", all_weights), ("sd21", lora)]
 )
-def test_a_training_step_reaches_all_that_is_trained(name, parameters):
-    model = assemble(networks(name))
-    assert_a_step_reaches(model, list(parameters(model)))
+def test_a_training_step_reaches_all_that_is_trained(model, trained):
+    assert_a_step_reaches(model, list(trained(model)))
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["word", "word_and_projections"])
-def test_the_rare_word_and_the_text_projections_are_reached(release, name, both):
-    model = assemble(networks(name))
+def test_the_rare_word_and_the_text_projections_are_reached(release, model, both):
     width = model.unet.config.cross_attention_dim
     projections = text_projections(model)
     assert len(projections) == 16 * 2  # transformers, each with keys and values
@@ -250,8 +229,7 @@ def test_the_rare_word_and_the_text_projections_are_reached(release, name, both)
         assert_a_step_reaches(model, trained)
 
 
-def test_adapters_attach_to_every_attention_projection(name, release):
-    model = assemble(networks(name))
+def test_adapters_attach_to_every_attention_projection(release, model):
     lora(model)
     layers = release.text.get("num_hidden_layers", CLIP["num_hidden_layers"])
     # 16 transformers in the UNet, each with self and cross attention
@@ -260,23 +238,18 @@ def test_adapters_attach_to_every_attention_projection(name, release):
         "text_encoder": (layers, ["q_proj", "k_proj", "v_proj", "out_proj"]),
     }
     for part, (attentions, projections) in expected.items():
-        adapters = {
-            name: parameter
-            for name, parameter in getattr(model, part).named_parameters()
-            if "lora_" in name
-        }
+        adapters = [n for n, _ in getattr(model, part).named_parameters() if "lora_" in n]
         assert len(adapters) == attentions * len(projections) * 2
-        for projection in projections:
-            for matrix in ("lora_A", "lora_B"):
-                end = f".{projection}.{matrix}.default.weight"
-                assert sum(name.endswith(end) for name in adapters) == attentions
-        if part == "unet":
-            assert sum(p.numel() for p in adapters.values()) == release.lora_parameters
+        for projection, matrix in product(projections, ("lora_A", "lora_B")):
+            end = f".{projection}.{matrix}.default.weight"
+            assert sum(name.endswith(end) for name in adapters) == attentions
+    sizes = [p.numel() for name, p in model.unet.named_parameters() if "lora_" in name]
+    assert sum(sizes) == release.lora_parameters
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_target_follows_the_prediction_type(prediction_type):
-    model = assemble(standing("sd21"), prediction_type)
+    model = assemble("sd21", prediction_type)
     latents, noise = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     timesteps = torch.tensor([0, 500, 999])
     target = model.target(latents, noise, timesteps)
@@ -290,7 +263,7 @@ def test_the_target_follows_the_prediction_type(prediction_type):
 
 
 def test_the_published_scheduler_trains_and_samples(tmp_path):
-    """The releases hold a PNDM sampler's configuration: the noise schedule is read from it."""
+    """The releases hold the configuration of a PNDM sampler, which has the noise schedule in it."""
     published = {"skip_prk_steps": True, "set_alpha_to_one": False}
     PNDMScheduler(**SCHEDULER, **published).save_pretrained(tmp_path)
     ours = DDPMScheduler.from_pretrained(tmp_path)
