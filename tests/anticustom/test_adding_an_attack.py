@@ -1,4 +1,4 @@
-"""What docs/adding_an_attack.md adds in front of the reader works as it is written there."""
+"""The files of docs/adding_an_attack.md work as they are written there."""
 
 import re
 import shutil
@@ -20,22 +20,21 @@ SCHEDULE = "attack.surrogate_schedule"
 
 
 def blocks() -> dict[str, str]:
-    """The page's files, by the path that each begins with."""
-    found = re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    return dict(found)
+    """Return the page's files by their paths, with which they begin."""
+    return dict(re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", PAGE.read_text(), re.DOTALL))
 
 
 @pytest.fixture
 def added(tmp_path, monkeypatch):
     """Compose and instantiate an attack where the page's files have been added."""
     shutil.copytree(CONF, tmp_path / "conf")
-    for path, text in blocks().items():
+    files = blocks()
+    for path, text in files.items():
         if path.endswith(".yaml"):
             (tmp_path / path).write_text(text)
-    files = blocks()
-    own = dict(vars(losses))
-    exec(files["anticustom/losses.py"], own)
-    monkeypatch.setattr(losses, "LatentShift", own["LatentShift"], raising=False)
+    names = dict(vars(losses))
+    exec(files["anticustom/losses.py"], names)
+    monkeypatch.setattr(losses, "LatentShift", names["LatentShift"], raising=False)
     module = ModuleType("anticustom.attacks.momentum")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(files["anticustom/attacks/momentum.py"], vars(module))
