@@ -3,11 +3,11 @@ import os
 import struct
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from PIL import Image, ImageCms
 
 from anticustom.images import BadPhoto, from_8bit, read_photo, read_png, to_8bit
@@ -28,7 +28,7 @@ def opened(path):
 
 
 def png(path, height, width, bits, colour, data, *extra):
-    """Write a PNG by hand, for what Pillow does not write."""
+    """Write a PNG by hand, of a kind that Pillow does not write."""
 
     def chunk(kind, content):
         checksum = zlib.crc32(kind + content)
@@ -40,9 +40,6 @@ def png(path, height, width, bits, colour, data, *extra):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b""))
 
 
-# What is converted
-
-
 def test_read_photo_of_the_right_size_is_exact(tmp_path):
     Image.fromarray(pixels()).save(tmp_path / "a.png")
     photo = read_photo(tmp_path / "a.png", 48)
@@ -52,11 +49,10 @@ def test_read_photo_of_the_right_size_is_exact(tmp_path):
     assert torch.equal(photo, read_png(tmp_path / "a.png"))
 
 
-@pytest.mark.parametrize(("height", "width", "box"), [(48, 80, (16, 0)), (81, 48, (0, 16))])
-def test_read_photo_crops_the_centre_at_whole_pixels(tmp_path, height, width, box):
+@pytest.mark.parametrize(("height", "width", "left", "top"), [(48, 80, 16, 0), (81, 48, 0, 16)])
+def test_read_photo_crops_the_centre_at_whole_pixels(tmp_path, height, width, left, top):
     levels = pixels(height, width)
     Image.fromarray(levels).save(tmp_path / "a.png")
-    left, top = box
     expected = levels[top : top + 48, left : left + 48]
     assert np.array_equal(as_array(read_photo(tmp_path / "a.png", 48)), expected)
 
@@ -97,20 +93,19 @@ def test_read_photo_turns_photos_upright(tmp_path, suffix, orientation):
 
 def test_read_photo_converts_greyscale_bilevel_palette_and_opaque_alpha(tmp_path):
     grey = pixels(channels=1)
-    opaque = np.dstack([pixels(), np.full((48, 48), 255, np.uint8)])
+    opaque = Image.fromarray(np.dstack([pixels(), np.full((48, 48), 255, np.uint8)]))
+    palette = Image.fromarray(grey).convert("RGB").quantize(16)
     cases = {
         "grey.png": (Image.fromarray(grey), np.stack([grey] * 3, -1)),
         "bilevel.png": (Image.fromarray(grey > 127), np.stack([(grey > 127) * 255] * 3, -1)),
-        "alpha.png": (Image.fromarray(opaque), pixels()),
+        "alpha.png": (opaque, pixels()),
+        "alpha.webp": (opaque, pixels()),
         "grey_alpha.png": (Image.fromarray(grey).convert("LA"), np.stack([grey] * 3, -1)),
+        "palette.png": (palette, np.asarray(palette.convert("RGB"))),
     }
-    palette = Image.fromarray(grey).convert("RGB").quantize(16)
-    cases["palette.png"] = (palette, np.asarray(palette.convert("RGB")))
     for name, (image, expected) in cases.items():
-        image.save(tmp_path / name)
+        image.save(tmp_path / name, lossless=True)
         assert np.array_equal(as_array(read_photo(tmp_path / name, 48)), expected), name
-    Image.fromarray(opaque).save(tmp_path / "alpha.webp", lossless=True)
-    assert np.array_equal(as_array(read_photo(tmp_path / "alpha.webp", 48)), pixels())
 
 
 def test_read_photo_scales_16_bits_to_8(tmp_path):
@@ -196,9 +191,6 @@ def test_read_photo_keeps_pillows_warnings_to_itself(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-# What is refused
-
-
 def animated(path, kind):
     frames = [Image.fromarray(pixels(seed=seed)) for seed in range(3)]
     frames[0].save(path, format=kind, save_all=True, append_images=frames[1:])
@@ -210,10 +202,6 @@ def cut(path, kind, share):
     path.write_bytes(buffer.getvalue()[: int(len(buffer.getvalue()) * share)])
 
 
-def bomb(path, side):
-    png(path, side, side, 8, 2, b"\0" * 100)
-
-
 def transparent(path, kind):
     alpha = np.full((48, 48, 1), 255, np.uint8)
     alpha[20, 20] = 254
@@ -221,7 +209,7 @@ def transparent(path, kind):
 
 
 def colour_keyed(path, bits, colour, key):
-    rows = b"\0" + b"\0" * (48 * {0: 1, 2: 3}[colour] * bits // 8)
+    rows = bytes(1 + 48 * {0: 1, 2: 3}[colour] * bits // 8)
     png(path, 48, 48, bits, colour, rows * 48, (b"tRNS", key))
 
 
@@ -242,14 +230,14 @@ REFUSED = {
     "cut_jpeg": ("damaged or incomplete", lambda path: cut(path, "JPEG", 0.7)),
     "cut_webp": ("convert it|damaged", lambda path: cut(path, "WEBP", 0.7)),
     "header_only": ("JPEG or PNG|damaged", lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n")),
-    "bomb": ("million pixels", lambda path: bomb(path, 60_000)),
-    "large": ("million pixels", lambda path: bomb(path, 10_000)),
+    "bomb": ("million pixels", lambda path: png(path, 60_000, 60_000, 8, 2, bytes(100))),
+    "large": ("million pixels", lambda path: png(path, 10_000, 10_000, 8, 2, bytes(100))),
     "tiny": ("31 x 31.*at least 32", lambda path: Image.new("RGB", (31, 31)).save(path, "PNG")),
     "narrow": ("at least 32", lambda path: Image.new("RGB", (900, 20)).save(path, "PNG")),
     "transparent_png": ("transparent", lambda path: transparent(path, "PNG")),
     "transparent_webp": ("transparent", lambda path: transparent(path, "WEBP")),
-    "colour_key": ("transparent", lambda path: colour_keyed(path, 8, 2, b"\0" * 6)),
-    "deep_colour_key": ("transparent", lambda path: colour_keyed(path, 16, 0, b"\0" * 2)),
+    "colour_key": ("transparent", lambda path: colour_keyed(path, 8, 2, bytes(6))),
+    "deep_colour_key": ("transparent", lambda path: colour_keyed(path, 16, 0, bytes(2))),
 }
 
 
@@ -260,15 +248,14 @@ def test_read_photo_refuses(tmp_path, case, capfd):
     path = tmp_path / "photo.png"
     make(path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(BadPhoto, match=expected) as error:
+    with refused(expected, BadPhoto) as error:
         read_photo(path, 64)
     assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
     assert sorted(tmp_path.iterdir()) == before
     assert capfd.readouterr() == ("", "")
 
 
-def test_read_photo_refuses_what_it_may_not_read(tmp_path, monkeypatch):
+def test_read_photo_refuses_photos_without_permission(tmp_path, monkeypatch):
     def denied(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
@@ -281,9 +268,8 @@ def test_read_photo_refuses_what_it_may_not_read(tmp_path, monkeypatch):
 def test_refusals_stay_one_line_whatever_the_name(tmp_path):
     path = tmp_path / "two\nlines.png"
     path.touch()
-    with pytest.raises(BadPhoto, match="empty") as error:
+    with refused("empty", BadPhoto):
         read_photo(path, 64)
-    assert "\n" not in str(error.value)
 
 
 def test_read_photo_survives_or_refuses_any_damage(tmp_path):
@@ -296,7 +282,7 @@ def test_read_photo_survives_or_refuses_any_damage(tmp_path):
         for _ in range(60):
             damaged = intact.copy()
             damaged[rng.integers(0, min(len(intact), 800), 8)] = rng.integers(0, 256, 8)
-            Path(tmp_path / "a.png").write_bytes(damaged.tobytes())
+            (tmp_path / "a.png").write_bytes(damaged.tobytes())
             try:
                 outcomes.add(tuple(read_photo(tmp_path / "a.png", 32).shape))
             except BadPhoto:
@@ -305,7 +291,7 @@ def test_read_photo_survives_or_refuses_any_damage(tmp_path):
     assert "refused" in outcomes
 
 
-def test_read_png_refuses_what_is_not_rgb(tmp_path):
+def test_read_png_refuses_all_but_rgb(tmp_path):
     Image.new("L", (64, 64)).save(tmp_path / "a.png")
     with pytest.raises(BadPhoto, match="8-bit RGB"):
         read_png(tmp_path / "a.png")
