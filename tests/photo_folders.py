@@ -1,7 +1,7 @@
 """Folders of photos to read identities from."""
 
 import numpy as np
-import pytest
+from helpers import refused
 from PIL import Image
 
 from anticustom.identities import BadDataset
@@ -9,7 +9,7 @@ from anticustom.images import BadPhoto
 
 
 def put(folder, *names, size=(40, 40)):
-    """Write a photo of its own flat colour for each name."""
+    """Write a photo for each name, in a flat colour that follows from the name."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         colour = tuple(np.random.default_rng(sum(name.encode())).integers(0, 256, 3).tolist())
@@ -34,9 +34,8 @@ def sets(identity):
     return [identity.set_A, identity.set_B, identity.set_C]
 
 
-def refusal(reader_or_call, *args):
-    """Return the refusal, after seeing that it is one line."""
-    with pytest.raises((BadDataset, BadPhoto)) as error:
-        reader_or_call(*args)
-    assert "\n" not in str(error.value)
+def refusal(call, *args) -> str:
+    """Return the message with which a call refuses a data set or a photo."""
+    with refused(error=(BadDataset, BadPhoto)) as error:
+        call(*args)
     return str(error.value)

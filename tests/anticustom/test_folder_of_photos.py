@@ -73,15 +73,14 @@ def test_folder_of_folders_is_several_people(tmp_path):
     assert Folder(root=tmp_path, identities=2).names() == ["Ann", "Zoe"]
     assert Folder(root=tmp_path, identities=["Zoe"]).names() == ["Zoe"]
     assert Folder(root=tmp_path).read("Zoe", 32).name == "Zoe"
-    assert "no 'Bob'; available: 2 (Ann, Zoe)" in refusal(
-        Folder(root=tmp_path, identities=["Bob"]).names
-    )
+    unknown = Folder(root=tmp_path, identities=["Bob"])
+    assert "no 'Bob'; available: 2 (Ann, Zoe)" in refusal(unknown.names)
     assert "dataset.name='mum'" in refusal(Folder(root=tmp_path, name="mum").names)
     album(tmp_path, 8)
     assert Folder(root=tmp_path).names() == [tmp_path.name]
 
 
-def test_folder_refuses_what_holds_too_few_photos(tmp_path):
+def test_folder_refuses_too_few_photos(tmp_path):
     assert "is no folder" in refusal(Folder(root=tmp_path / "none").names)
     assert "holds no photos" in refusal(Folder(root=tmp_path).names)
     album(tmp_path / "Ann", 7)
@@ -89,9 +88,8 @@ def test_folder_refuses_what_holds_too_few_photos(tmp_path):
     assert "7 photos and should hold 8" in message
     assert "dataset.photos_per_set" in message
     album(tmp_path / "Bob", 3)
-    assert "should hold 4" in refusal(
-        Folder(root=tmp_path / "Bob", protect_all=True).read, "Bob", 32
-    )
+    whole = Folder(root=tmp_path / "Bob", protect_all=True)
+    assert "should hold 4" in refusal(whole.read, "Bob", 32)
 
 
 @pytest.mark.parametrize("suffix", ["HEIC", "dng", "gif", "tif", "avif"])
