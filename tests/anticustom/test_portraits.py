@@ -1,9 +1,12 @@
 import re
+from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 from torch.nn import functional
 
 from anticustom.portraits import (
@@ -34,9 +37,9 @@ def pictures(identities, size=64, **kwargs):
 
 
 def changed_pixels(before, after):
-    """Count the pixels of 64 px portraits that two lists of (person, shot) show differently."""
-    one, other = (render(*zip(*pairs, strict=True)) for pairs in (before, after))
-    return ((one - other).abs().amax(1) > 8 / 255).sum((1, 2)).tolist()
+    """Count the pixels of 64 px portraits in which two lists of (person, shot) differ."""
+    first, second = (render(*zip(*pairs, strict=True)) for pairs in (before, after))
+    return ((first - second).abs().amax(1) > 8 / 255).sum((1, 2)).tolist()
 
 
 def test_identities_and_shots_are_pure_functions_of_their_numbers():
@@ -57,9 +60,8 @@ def test_identities_and_shots_are_pure_functions_of_their_numbers():
     ],
 )
 def test_bad_input_is_refused_in_one_line(call):
-    with pytest.raises(ValueError, match="expected") as error:
+    with refused("expected"):
         call()
-    assert "\n" not in str(error.value)
 
 
 def test_renders_the_same_bytes_twice():
@@ -71,9 +73,8 @@ def test_a_portrait_does_not_depend_on_its_batch():
     shots = [shot(k, k, style=STYLES[k % 4], scene=SCENES[k % 9]) for k in range(20)]
     together = render(people, shots)
     for k in range(20):
-        torch.testing.assert_close(
-            render([people[k]], [shots[k]])[0], together[k], atol=1e-6, rtol=0
-        )
+        alone = render([people[k]], [shots[k]])[0]
+        torch.testing.assert_close(alone, together[k], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", [33, 64, 160])
@@ -115,11 +116,11 @@ def test_every_kind_of_person_and_shot_occurs():
 
 def test_captions_speak_the_prompts_language():
     rng = np.random.default_rng(0)
-    everywhere = [(style, scene) for style in STYLES for scene in SCENES]
-    captions = []
-    for k in range(720):
-        style, scene = everywhere[k % len(everywhere)]
-        captions.append(caption(person(k), shot(k, 0, style=style, scene=scene), rng))
+    places = list(product(STYLES, SCENES)) * 20
+    captions = [
+        caption(person(k), shot(k, 0, style=style, scene=scene), rng)
+        for k, (style, scene) in enumerate(places)
+    ]
     opening = r"a (photo|dslr portrait|selfie photo|close-up photo) of person( |$)"
     assert all(re.match(opening, text) for text in captions)
     assert not any(re.search(r"\b(sks|man|woman|none)\b", text) for text in captions)
@@ -144,7 +145,7 @@ def test_captions_are_drawn_from_what_is_visible():
 
 
 def without(phrase, who, when):
-    """Return the person and the shot with the opposite of what the phrase says."""
+    """Return the person and the shot with the opposite of the phrase."""
     if phrase.endswith("glasses"):
         return replace(who, glasses="none"), when
     if phrase in ("a beard", "a goatee", "a moustache", "stubble"):
@@ -168,26 +169,26 @@ def without(phrase, who, when):
     return who, replace(when, fabric=FABRIC_COLOURS[colour])
 
 
-def test_what_captions_may_name_is_seen_in_the_picture():
-    phrases, before, after = [], [], []
+def test_all_that_captions_may_name_is_seen_in_the_picture():
+    """Each phrase is tried on the first two of 120 people who have it."""
+    examples = defaultdict(list)
     for k in range(120):
         who = person(k)
         when = shot(k, 0, style=STYLES[k % 4], scene=SCENES[k % 9])
         for phrase in [*visible_features(who, when), *visible_clothing(who, when)]:
-            phrases.append(phrase)
-            before.append((who, when))
-            after.append(without(phrase, who, when))
-    seen = list(zip(changed_pixels(before, after), phrases, strict=True))
-    assert len({phrase.split()[-1] for phrase in phrases}) >= 14
+            examples[phrase].append((who, when))
+    assert len({phrase.split()[-1] for phrase in examples}) >= 14
+    pairs = [(phrase, pair) for phrase, both in examples.items() for pair in both[:2]]
+    before = [pair for _, pair in pairs]
+    after = [without(phrase, *pair) for phrase, pair in pairs]
+    seen = [(n, pair[0]) for n, pair in zip(changed_pixels(before, after), pairs, strict=True)]
     assert min(seen)[0] >= 10, sorted(seen)[:5]
 
 
 def test_the_scene_is_seen_behind_every_style():
-    before, after = [], []
-    for k, (style, scene) in enumerate((style, scene) for style in STYLES for scene in SCENES[1:]):
-        when = shot(k, 0, style=style, scene=scene)
-        before.append((person(k), when))
-        after.append((person(k), replace(when, scene="studio")))
+    places = enumerate(product(STYLES, SCENES[1:]))
+    before = [(person(k), shot(k, 0, style=style, scene=scene)) for k, (style, scene) in places]
+    after = [(who, replace(when, scene="studio")) for who, when in before]
     assert min(changed_pixels(before, after)) > 0.2 * 64**2
 
 
