@@ -1,4 +1,4 @@
-# make demo sets everything up and runs the main job; make test sets everything up and passes the tests.
+# make demo sets everything up and runs the main job; make test sets everything up and passes the quick tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ RECORDS ?= outputs/records
 export HF_HUB_OFFLINE ?= 1
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test lint setup tiny tiny-b tiny-check embedded-check publish leaderboard reproduce bench clean
+.PHONY: help demo test test-all lint setup tiny tiny-b tiny-check embedded-check publish leaderboard reproduce bench clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
@@ -23,8 +23,15 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: setup  ## Protect, customize and evaluate one embedded identity (4 to 8 minutes on two cores)
 	$(BIN)/python run.py
 
-test: setup  ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
+
+test: setup  ## Run the tests without the slow ones (6 minutes on two cores)
+	@echo "Without the tests marked slow, which 'make test-all' and .ci/run also run."
+	$(PYTEST) -m "not slow"
+
+test-all: setup  ## Run all tests
+	@echo "All tests, also those marked slow, which 'make test' leaves out."
+	$(PYTEST)
 
 lint: setup  ## Check style, formatting and the direction of imports
 	$(BIN)/ruff check .

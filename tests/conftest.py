@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no network, the folder of shared reference data."""
+"""All tests have one thread, no network, and the folder of shared reference data."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What runs of the program leave, and a run that ended well."""
+"""The files that runs of the program leave, and a run that ended well."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from helpers import PRESETS
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -14,28 +15,17 @@ from experiments.setup.composing import composed_with_choices
 from experiments.setup.job import Job
 
 RUN = Path(__file__).parents[1] / "run.py"
-SIMAC = [
-    "attack=simac",
-    "attack.steps=2",
-    "attack.step_size=3",
-    "attack.surrogate_schedule.iterations=2",
-    "attack.surrogate_schedule.training_steps=1",
-    "timestep_policy.keep=900",
-]
+SIMAC = ["attack=simac", "attack.step_size=3", *PRESETS["simac"]]
 
 
 def snapshot(output_dir: Path) -> dict[str, tuple[int, int, int]]:
     """Return inode, time and size of every file of results."""
-    return {
-        str(path.relative_to(output_dir)): (
-            (status := path.stat()).st_ino,
-            status.st_mtime_ns,
-            status.st_size,
-        )
-        for folder in ("store", "records", "overviews", "wandb")
-        for path in sorted((output_dir / folder).rglob("*"))
-        if path.is_file()
-    }
+    files = {}
+    for folder in ("store", "records", "overviews", "wandb"):
+        for path in filter(Path.is_file, sorted((output_dir / folder).rglob("*"))):
+            status = path.stat()
+            files[str(path)] = status.st_ino, status.st_mtime_ns, status.st_size
+    return files
 
 
 def artifacts(output_dir: Path, stage: str) -> set[Path]:
