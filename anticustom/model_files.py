@@ -20,10 +20,21 @@ def local_folder(path: str) -> Path | None:
     return None
 
 
+def part_folder(folder: Path, part: str) -> Path:
+    """Return the folder of one part, such as "vae", of the model in a diffusers folder.
+
+    The embedded `tiny_b` has the autoencoder of `tiny`, which is stored once.
+    """
+    if part == "vae" and folder.resolve() == (EMBEDDED / "tiny_b").resolve():
+        folder = EMBEDDED / "tiny"
+    return folder / part
+
+
 def image_size(folder: Path) -> int:
     """Return the side in pixels of the images that the model in a diffusers folder is made for."""
     unet, vae = (
-        json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae")
+        json.loads((part_folder(folder, part) / "config.json").read_text())
+        for part in ("unet", "vae")
     )
     return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
@@ -49,7 +60,7 @@ def shapes(folder: Path, precision: Precision) -> LatentDiffusion:
     torch.set_default_dtype(torch.bfloat16 if precision == "bfloat16" else torch.float32)
     try:
         return LatentDiffusion(
-            vae=AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae")),
+            vae=AutoencoderKL.from_config(AutoencoderKL.load_config(part_folder(folder, "vae"))),
             unet=UNet2DConditionModel.from_config(
                 UNet2DConditionModel.load_config(folder / "unet")
             ),
@@ -84,7 +95,7 @@ def load(
 
     def network(kind, part: str, dtype_name: str):
         weights = {"use_safetensors": True, "local_files_only": True, dtype_name: dtype}
-        return kind.from_pretrained(folder / part, **weights).to(device)
+        return kind.from_pretrained(part_folder(folder, part), **weights).to(device)
 
     model = LatentDiffusion(
         vae=network(AutoencoderKL, "vae", "torch_dtype"),

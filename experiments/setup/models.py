@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from anticustom.diffusion import LatentDiffusion
-from anticustom.model_files import load, local_folder
-from experiments.store.provenance import digest_of_folder
+from anticustom.model_files import load, local_folder, part_folder
+from experiments.store.provenance import digest_of_files, files_in
 
 FILES = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
 # files of the hub's folders besides the one form of the weights that is loaded
@@ -98,7 +98,10 @@ class Model:
         """A name of the weights: digest of a local folder, or repository and revision."""
         if local_folder(self.path) is None and self.revision:
             return f"{self.path}@{self.revision}"
-        return digest_of_folder(self.folder, loaded)
+        files = files_in(self.folder)
+        vae = files_in(part_folder(self.folder, "vae"))
+        files |= {f"vae/{name}": file for name, file in vae.items()}
+        return digest_of_files({name: files[name] for name in loaded(list(files))})
 
     def load(self, precision: str, device: str) -> LatentDiffusion:
         """Return a copy on `device` that the caller may train; files are read once per process."""
@@ -112,8 +115,12 @@ class Model:
 def _unlike_latents(folder: Path) -> list[str]:
     """Return the marks of inpainting, depth or upscaling, which need more than latents."""
     unet, vae, scheduler = (
-        json.loads((folder / file).read_text())
-        for file in ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+        json.loads((part_folder(folder, part) / file).read_text())
+        for part, file in (
+            ("unet", "config.json"),
+            ("vae", "config.json"),
+            ("scheduler", "scheduler_config.json"),
+        )
     )
     channels = {unet["in_channels"], unet["out_channels"], vae["latent_channels"]}
     unlike = [f"unet of {unet['in_channels']} channels"] if len(channels) > 1 else []

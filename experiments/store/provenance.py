@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -150,24 +150,30 @@ def _digest(path: Path, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_of_folder(
-    path: Path, chosen: Callable[[Sequence[str]], Sequence[str]] = lambda names: names
-) -> str:
-    """Return the SHA-256 of the relative names and contents of a folder's files, hexadecimal.
+def files_in(folder: Path) -> dict[str, Path]:
+    """Return a folder's files by their relative names; raise NotADirectoryError if it is none.
 
-    `chosen` takes all names and returns those that count. Never counted are hidden files and
-    folders, in which download clients keep time stamps, and Markdown, which is for readers.
+    Hidden files and folders are left out, for download clients keep time stamps in them, and so
+    are texts for readers (Markdown).
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise NotADirectoryError(f"{path}: no such folder to take a digest of")
-    names = [file.relative_to(path) for file in sorted(path.rglob("*")) if file.is_file()]
-    visible = [
-        name.as_posix()
-        for name in names
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: no such folder to take a digest of")
+    files = {file.relative_to(folder): file for file in folder.rglob("*") if file.is_file()}
+    return {
+        name.as_posix(): file
+        for name, file in files.items()
         if name.suffix != ".md" and not any(part.startswith(".") for part in name.parts)
-    ]
+    }
+
+
+def digest_of_files(files: Mapping[str, Path]) -> str:
+    """Return the SHA-256 of files' names and contents, hexadecimal, whatever their order."""
     digest = hashlib.sha256()
-    for name in chosen(visible):
-        digest.update(f"{name}\0{digest_of_file(path / name)}\n".encode())
+    for name in sorted(files, key=lambda name: name.split("/")):
+        digest.update(f"{name}\0{digest_of_file(files[name])}\n".encode())
     return digest.hexdigest()
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Return the SHA-256 of the names and contents of the files in a folder, hexadecimal."""
+    return digest_of_files(files_in(Path(folder)))

@@ -114,3 +114,15 @@ def test_models_of_other_kinds_are_refused(random_sd, tmp_path, file, changed, n
     (folder / file).write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
     with pytest.raises(ModelMissing, match=rf"cannot be attacked here \({named}\): name a Stable"):
         Model("sd", str(folder), None).load("float32", "cpu")
+
+
+def test_the_shared_autoencoder_counts_as_part_of_each_model():
+    models = {name: Model(name, name, None) for name in ("tiny", "tiny_b")}
+    assert not (models["tiny_b"].folder / "vae").exists()
+    # the digests from when tiny_b had a copy of its own: records name them
+    assert {name: model.digest for name, model in models.items()} == {
+        "tiny": "321456e624b7705a82d8a4fdeef3a1a33d9eaf459c201e520ea78a2216ed35f5",
+        "tiny_b": "103a93ae591ea2e8e02f4fa7b6a737f896715401e3d78934ae135d6c817fc5df",
+    }
+    vaes = [model.load("float32", "cpu").vae.state_dict() for model in models.values()]
+    assert all(torch.equal(vaes[0][name], weight) for name, weight in vaes[1].items())
