@@ -1,17 +1,20 @@
 """The leaderboard of the committed records: README.md, index.html, scores.csv and figures.
 
-`python -m experiments.leaderboard` writes it anew; equal records give equal bytes.
+`python -m experiments.leaderboard` makes it anew; equal records give equal bytes.
 """
 
 import argparse
 import csv
 import io
+import os
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote
 
 from tabulate import tabulate
 
@@ -26,59 +29,68 @@ from experiments.leaderboard.columns import (
     rank_text,
 )
 from experiments.leaderboard.figures import figures
+from experiments.leaderboard.names import Setting
 from experiments.leaderboard.page import page
-from experiments.leaderboard.samples import FEWEST, is_unprotected
+from experiments.leaderboard.samples import FEWEST
 from experiments.leaderboard.standings import LEVEL, Row, StandingsError, standings
-from experiments.records import record as records
-from experiments.records.naming import Setting
+from experiments.records.published import read_all
+from experiments.records.record import RecordError, Scored
 from experiments.store.disk import atomic_write
 
-HERE = Path(__file__).parents[1] / "results"
-RECORDS, LEADERBOARD = HERE / "records", HERE / "leaderboard"
+RESULTS = Path(__file__).parents[1] / "results"
+RECORDS, LEADERBOARD = RESULTS / "records", RESULTS / "leaderboard"
 READING = (
-    "Cells are means over identities, several seeds of an identity averaged first, with their 95 % "
-    "bootstrap interval (BCa); (n=8) says that only 8 identities have the score, for ISM needs a "
-    "face. Arrows point towards better protection.",
-    f"{MARK} marks rows on fewer than {FEW} identities: their intervals are too narrow. That of n "
-    "values stays within their range, which holds the mean of a symmetric distribution in at most "
-    "1 - 2^(1-n) of all cases: 50, 75, 87.5 and 94 % for n = 2, 3, 4 and 5. This goes for cells "
-    "with (n=2) to (n=5) too.",
-    "Identity retention ranks: 0 means that the customized model draws strangers, 1 the person as "
-    "unseen photos show them; below 0 it draws what is less like the person than strangers are, "
-    "often no face at all. `noise` is the placebo that a method must beat; `none` is the same "
-    "adversary on unprotected photos, which have no budget, beside each budget.",
+    "Cells are means over identities with their 95 % bootstrap interval (BCa); several seeds of an "
+    "identity are averaged first. (n=8) says that only 8 identities have the score, because ISM "
+    "needs a face. Arrows point towards better protection.",
+    f"{MARK} marks rows on fewer than {FEW} identities: their intervals are too narrow. The "
+    "interval of n values stays within their range. That range holds the mean of a symmetric "
+    "distribution in at most 1 - 2^(1-n) of all cases: 50, 75, 87.5 and 94 % for n = 2, 3, 4 and "
+    "5. This goes for cells with (n=2) to (n=5) too.",
+    "Identity retention ranks. 0 means that the customized model draws strangers, 1 that it draws "
+    "the person as unseen photos show them. Below 0 its images resemble the person less than "
+    "images of strangers do; often they show no face at all. `noise` is the placebo that a method "
+    "must beat. `none` is the same adversary on unprotected photos; they have no budget, so the "
+    "row stands beside each budget.",
     "Methods are compared within a setting and budget only. The columns against the placebo and "
-    "against the best are differences of identity retention, the row's less the other's, over the "
-    "identities and seeds that both have: negative means that the row protects better. p is that "
-    "of a Wilcoxon signed-rank test, corrected (Holm) for all tests of the group against one row. "
-    f"Intervals are not corrected: one may leave out 0 beside a p above {LEVEL}.",
-    f"The best and those that the test does not put behind it (p >= {LEVEL}, or signed ranks that "
-    "speak for the other, where few people make the best mean) share rank 1. The best of the "
-    "others is tested against the rest in the same way, and so on. The correction does not know "
-    "that the best was chosen by looking.",
-    f"Nothing is ranked on fewer than {FEWEST} identities, nor where so many methods are tested on "
-    f"so few that no p could be below {LEVEL}. Means over other identities than those of most "
-    "methods do not compare with theirs: such rows stand apart without a rank, and only their "
-    "differences tell more.",
-    "ISM is over detected faces: read it with FDFR, the share of images without a face, and with "
-    "ISM where those count as 0. Scores of different face recognizers (in brackets) do not "
+    "against the best are differences of identity retention, the row's less the opponent's, over "
+    "the identities and seeds that both have: negative means that the row protects better. p is "
+    "that of a Wilcoxon signed-rank test, corrected (Holm) for all tests of the group against one "
+    "row. Intervals are not corrected: an interval may leave out 0 beside a p above "
+    f"{LEVEL}.",
+    "The best row and the rows that the test does not put behind it share rank 1: their p is at "
+    f"least {LEVEL}, or few people make the best mean and the signed ranks speak for the other "
+    "row. The best of the remaining rows is tested against the rest in the same way, and so on. "
+    "The correction does not know that the best was chosen by looking.",
+    f"No method is ranked on fewer than {FEWEST} identities, nor where so many methods are tested "
+    f"on so few identities that no p could be below {LEVEL}. Means over other identities than "
+    "those of most methods do not compare with theirs: such rows stand apart without a rank, and "
+    "only their differences tell more.",
+    "ISM is over detected faces. Read it with FDFR, the share of images without a face, and with "
+    "the ISM in which those count as 0. Scores of different face recognizers (in brackets) do not "
     "compare.",
-    "A command ends with the same bytes on one kind of processor. On another it ends otherwise, as "
-    "with another seed; so differences between rows of several kinds hold what that does, too. "
-    "Where a group's rows are of several, it says which; `none` is then the mean of them. Rows "
-    "over other photos of somebody than most are named too: processors draw the embedded ones with "
-    "some bits unlike, and other files may have gone by the same names.",
+    "A command ends with the same bytes on one kind of processor. On another kind it ends "
+    "otherwise, as with another seed, so this is part of a difference between rows of several "
+    "kinds. If the rows of a group are of several kinds, the group says which; `none` is then the "
+    "mean of them. Rows over other photos of a person than most rows are named too: processors "
+    "draw the embedded people with some bits unlike, and other files may have gone by the same "
+    "names.",
 )
 ASIDE = "on fewer or other identities: means compare only with those of the same identities"
 
 
-def leaderboard(found: Mapping[str, Mapping], pictures: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the leaderboard's files by their names, from named records and their JPEG strips."""
-    rows = standings(found)
+def leaderboard(
+    records: Mapping[str, Scored], strips: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Return the leaderboard's files by their names.
+
+    `strips` has the links to strips of pictures by the names of their records.
+    """
+    rows = standings(records.values())
     drawn = figures(rows)
     return {
-        "README.md": _readme(rows, len(found), drawn),
-        "index.html": page(rows, found, pictures, drawn, READING),
+        "README.md": _readme(rows, len(records), drawn),
+        "index.html": page(rows, records, strips or {}, drawn, READING),
         "scores.csv": _scores(rows),
         **{name: svg for name, (_, svg) in drawn.items()},
     }
@@ -95,14 +107,13 @@ def _readme(rows: Sequence[Row], count: int, drawn: Mapping[str, tuple[str, str]
     if not rows:
         return "\n\n".join([*blocks, "**There are no records yet.**"]) + "\n"
     blocks += [f"{count} records.", "\n".join(f"- {line}" for line in READING)]
-    for setting in dict.fromkeys(row.configuration.setting for row in rows):
+    for setting, in_setting in groupby(rows, key=lambda row: row.setting):
         blocks.append(f"## {_plain(setting.heading)}\n{_plain(setting.title)}")
-        of = [row for row in rows if row.configuration.setting == setting]
-        for eps in dict.fromkeys(row.configuration.eps for row in of):
-            group = [row for row in of if row.configuration.eps == eps]
+        for eps, in_group in groupby(in_setting, key=lambda row: row.eps):
+            group = list(in_group)
             blocks.append(f"eps {eps:g}:\n\n{_table([row for row in group if row.comparable])}")
-            if others := [row for row in group if not row.comparable]:
-                blocks.append(f"eps {eps:g}, {ASIDE}:\n\n{_table(others)}")
+            if aside := [row for row in group if not row.comparable]:
+                blocks.append(f"eps {eps:g}, {ASIDE}:\n\n{_table(aside)}")
             blocks += _made_on(group) + _other_photos(group)
     for name, (title, _) in drawn.items():
         blocks.append(f"![{_plain(title)}]({name})\n\n{_plain(title)}")
@@ -110,19 +121,20 @@ def _readme(rows: Sequence[Row], count: int, drawn: Mapping[str, tuple[str, str]
 
 
 def _made_on(rows: Sequence[Row]) -> list[str]:
-    """Which processors made which rows, where they are not the same for all."""
+    """Return which processors made which rows, if they are not the same for all."""
     methods: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        methods["; ".join(map(_plain, row.processors))].append(_code(row.configuration.method))
+        methods["; ".join(map(_plain, row.processors))].append(_code(row.method))
     if len(methods) < 2:
         return []
-    return ["Computed on\n\n" + "\n".join(f"- {on}: {', '.join(of)}" for on, of in methods.items())]
+    lines = [f"- {processors}: {', '.join(names)}" for processors, names in methods.items()]
+    return ["Computed on\n\n" + "\n".join(lines)]
 
 
 def _other_photos(rows: Sequence[Row]) -> list[str]:
-    """Which rows are over other photos of somebody than most."""
+    """Return which rows are over other photos of a person than most."""
     lines = [
-        f"- {_code(row.configuration.method)}: {', '.join(map(_plain, row.other_photos))}"
+        f"- {_code(row.method)}: {', '.join(map(_plain, row.other_photos))}"
         for row in rows
         if row.other_photos
     ]
@@ -130,12 +142,12 @@ def _other_photos(rows: Sequence[Row]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return text that Markdown shows as it is."""
     return re.sub(r"([\\`*<>\[\]|#])", r"\\\1", text)
 
 
 def _code(text: str) -> str:
-    """Text between backticks, also in a cell."""
+    """Return text between backticks that may stand in a cell."""
     return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
 
 
@@ -145,7 +157,7 @@ def _table(rows: Sequence[Row]) -> str:
     cells = [
         [
             rank_text(row),
-            _code(row.configuration.method),
+            _code(row.method),
             identities_text(row),
             *(column.text(row) for column in shown),
         ]
@@ -164,36 +176,37 @@ def _scores(rows: Sequence[Row]) -> str:
     headings += [f"{column.name} {end}" for column in compared for end in (*ends, "p_value")]
     lines = []
     for row in rows:
-        configuration = row.configuration
-        eps = 0 if is_unprotected(configuration) else configuration.eps
-        line = [getattr(configuration.setting, name) for name in settings]
-        line += [f"{eps:g}", configuration.method, row.rank, row.unranked]
+        line = [getattr(row.setting, name) for name in settings]
+        line += [f"{0 if row.is_unprotected else row.eps:g}", row.method, row.rank, row.unranked]
         line += ["yes" if row.comparable else "no", len(row.identities), row.seeds]
         line += ["; ".join(row.processors), ", ".join(row.other_photos)]
         for column in shown:
-            line += [getattr(column.of(row), end, None) for end in ends]
+            line += [getattr(column.estimate(row), end, None) for end in ends]
         for column in compared:
-            line += [getattr(column.of(row), end, None) for end in ends]
-            line.append(getattr(column.test_of(row), "p_value", None))
+            line += [getattr(column.estimate(row), end, None) for end in ends]
+            line.append(getattr(column.comparison(row), "p_value", None))
         lines.append(tuple(line))
     file = io.StringIO()
-    # unprotected photos, which have no budget, stand beside each of the others'
+    # unprotected photos have no budget, and their row stands beside each budget
     csv.writer(file, lineterminator="\n").writerows([headings, *dict.fromkeys(lines)])
     return file.getvalue()
 
 
-def read(folder: Path) -> tuple[dict[str, dict], dict[str, bytes]]:
-    """The records under a folder and the strips beside them, by name; none without the folder."""
-    files = sorted(folder.rglob("*.json"))
-    paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
-    found = {name: records.read(path) for name, path in paths.items()}
-    strips = {name: path.with_suffix(".jpg") for name, path in paths.items()}
-    return found, {name: path.read_bytes() for name, path in strips.items() if path.exists()}
+def read(folder: Path) -> dict[str, Scored]:
+    """Return the records in all files under a folder by their names."""
+    return read_all(sorted(folder.rglob("*.json*")))
+
+
+def links(records: Path, output_dir: Path) -> dict[str, str]:
+    """Return links from the leaderboard to the strips beside the records, by records' names."""
+    strips = sorted(records.with_name("strips").glob("*.jpg"))
+    return {path.stem: quote(Path(os.path.relpath(path, output_dir)).as_posix()) for path in strips}
 
 
 def write(files: Mapping[str, str], folder: Path) -> None:
-    """Make the folder's leaderboard that of `files`: the figures of an earlier one, which its
-    README shows, go.
+    """Make the folder's leaderboard that of `files`.
+
+    The figures of an earlier leaderboard, which its README shows, go.
     """
     readme = folder / "README.md"
     before = readme.read_text(encoding="utf-8") if readme.exists() else ""
@@ -207,12 +220,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder to read")
     parser.add_argument("--output-dir", type=Path, default=LEADERBOARD, help="folder to write")
-    asked = parser.parse_args(arguments)
-    if not asked.records.is_dir():
-        sys.exit(f"error: --records {asked.records}: no such folder; name one that holds records")
+    options = parser.parse_args(arguments)
+    folder, output_dir = options.records, options.output_dir
+    if not folder.is_dir():
+        sys.exit(f"error: --records {folder}: no such folder; name one that holds records")
     try:
-        found, pictures = read(asked.records)
-        write(leaderboard(found, pictures), asked.output_dir)
-    except (records.RecordError, StandingsError, OSError) as error:
+        records = read(folder)
+        write(leaderboard(records, links(folder, output_dir)), output_dir)
+    except (RecordError, StandingsError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{len(found)} records -> {asked.output_dir / 'index.html'}")
+    print(f"{len(records)} records -> {output_dir / 'index.html'}")

@@ -25,7 +25,7 @@ MARK = "†"  # of rows with fewer
 
 @dataclass(frozen=True)
 class Column:
-    """A score of one recognizer, or of none if it needs none."""
+    """A score of one recognizer, or of none if the score needs none."""
 
     metric: str
     backbone: str | None
@@ -43,12 +43,12 @@ class Column:
     def description(self) -> str:
         return METRICS[self.metric]["description"]
 
-    def of(self, row: Row) -> Estimate | None:
-        fits = self.backbone in (None, row.configuration.setting.backbone)
+    def estimate(self, row: Row) -> Estimate | None:
+        fits = self.backbone in (None, row.setting.backbone)
         return row.scores.get(self.metric) if fits else None
 
     def text(self, row: Row) -> str:
-        return _text(self.of(row), self.metric, len(row.identities))
+        return _text(self.estimate(row), self.metric, len(row.identities))
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class Difference:
 
     @property
     def heading(self) -> str:
-        score = _with_backbone(SHOWN[SCORE], self.backbone)
-        return f"{score} against {OPPONENTS[self.test]}"
+        return f"{_with_backbone(SHOWN[SCORE], self.backbone)} against {OPPONENTS[self.test]}"
 
     @property
     def description(self) -> str:
@@ -74,43 +73,38 @@ class Difference:
             "that both have, with its interval; p is corrected"
         )
 
-    def test_of(self, row: Row) -> Test | None:
-        fits = self.backbone == row.configuration.setting.backbone
-        return getattr(row, self.test) if fits else None
+    def comparison(self, row: Row) -> Test | None:
+        return getattr(row, self.test) if self.backbone == row.setting.backbone else None
 
-    def of(self, row: Row) -> Estimate | None:
-        test = self.test_of(row)
-        return test and test.mean
+    def estimate(self, row: Row) -> Estimate | None:
+        comparison = self.comparison(row)
+        return comparison and comparison.mean
 
     def text(self, row: Row) -> str:
-        text, test = _text(self.of(row), SCORE, len(row.identities), "+"), self.test_of(row)
-        if test is None or test.p_value is None:
+        text = _text(self.estimate(row), SCORE, len(row.identities), "+")
+        comparison = self.comparison(row)
+        if comparison is None or comparison.p_value is None:
             return text
-        return f"{text}, " + ("p < 0.0001" if test.p_value < 0.0001 else f"p = {test.p_value:.2g}")
+        p_value = comparison.p_value
+        return f"{text}, " + ("p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}")
 
 
 def columns(rows: Iterable[Row], metrics: Iterable[str]) -> list[Column]:
-    """The columns that hold any value, those of each metric side by side."""
-    found = {
-        (metric, row.configuration.setting.backbone if METRICS[metric]["backbone"] else None)
+    """Return the columns that hold any value, those of each metric side by side."""
+    pairs = {
+        (metric, row.setting.backbone if METRICS[metric]["backbone"] else None)
         for row in rows
-        for metric, of in row.scores.items()
-        if of.n
+        for metric in row.scores
     }
     order = list(metrics)
-    kept = [one for one in found if one[0] in order]
-    return [Column(*one) for one in sorted(kept, key=lambda c: (order.index(c[0]), c[1] or ""))]
+    shown = [pair for pair in pairs if pair[0] in order]
+    return [Column(*pair) for pair in sorted(shown, key=lambda c: (order.index(c[0]), c[1] or ""))]
 
 
 def differences(rows: Iterable[Row]) -> list[Difference]:
-    """The columns of the comparisons that were made, of each recognizer."""
-    found = {
-        (test, row.configuration.setting.backbone)
-        for row in rows
-        for test in TESTS
-        if getattr(row, test)
-    }
-    return [Difference(*one) for one in sorted(found, key=lambda c: (TESTS.index(c[0]), c[1]))]
+    """Return the columns of the comparisons that were made, of each recognizer."""
+    pairs = {(test, row.setting.backbone) for row in rows for test in TESTS if getattr(row, test)}
+    return [Difference(*pair) for pair in sorted(pairs, key=lambda c: (TESTS.index(c[0]), c[1]))]
 
 
 def rank_text(row: Row) -> str:
@@ -126,11 +120,11 @@ def _with_backbone(name: str, backbone: str | None) -> str:
     return f"{name} ({backbone})" if backbone else name
 
 
-def _text(of: Estimate | None, metric: str, identities: int, sign: str = "") -> str:
-    if of is None or of.mean is None:
+def _text(score: Estimate | None, metric: str, identities: int, sign: str = "") -> str:
+    if score is None or score.mean is None:
         return ""
     factor, form = METRICS[metric]["factor"], METRICS[metric]["format"]
-    text = f"{factor * of.mean:{sign}{form}}"
-    if of.low is not None:
-        text += f" [{factor * of.low:{sign}{form}}, {factor * of.high:{sign}{form}}]"
-    return text if of.n == identities else f"{text} (n={of.n})"
+    text = f"{factor * score.mean:{sign}{form}}"
+    if score.low is not None:
+        text += f" [{factor * score.low:{sign}{form}}, {factor * score.high:{sign}{form}}]"
+    return text if score.n == identities else f"{text} (n={score.n})"

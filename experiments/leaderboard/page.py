@@ -1,6 +1,5 @@
 """The leaderboard's page: one HTML file that sorts, filters and shows pictures and commands."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,18 +15,20 @@ from experiments.leaderboard.columns import (
     rank_text,
 )
 from experiments.leaderboard.standings import Row
-from experiments.records.record import natural
+from experiments.records.record import Imported, Record, Scored, natural
 
 
 def page(
     rows: Sequence[Row],
-    found: Mapping[str, Mapping],
-    pictures: Mapping[str, bytes],
+    records: Mapping[str, Scored],
+    strips: Mapping[str, str],
     drawn: Mapping[str, tuple[str, str]],
     reading: Sequence[str],
 ) -> str:
-    """Return the page of rows of named records, with their JPEG strips and the figures by file
-    name; `reading` says how to read it, a line each.
+    """Return the page of rows of named records.
+
+    `strips` has links to strips of pictures by records' names, `drawn` the figures by file name.
+    Each line of `reading` says how to read the page.
     """
     shown = [*columns(rows, SHOWN), *differences(rows)]
     environment = jinja2.Environment(
@@ -38,18 +39,18 @@ def page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    entries = [_entry(row, shown, found, pictures) for row in rows]
     choices = {
-        key: sorted({entry[key] for entry in entries})
-        for key in ("dataset", "customizer", "setting")
+        "dataset": sorted({row.setting.dataset for row in rows}),
+        "customizer": sorted({row.setting.customizer for row in rows}),
+        "setting": sorted({row.setting.title for row in rows}),
+        "eps": [f"{eps:g}" for eps in sorted({row.eps for row in rows})],
     }
-    choices["eps"] = sorted({entry["eps"] for entry in entries}, key=float)
     return environment.get_template("page.html").render(
-        rows=entries,
+        rows=[_entry(row, shown, records, strips) for row in rows],
         choices=choices,
         columns=[(column.heading, column.description) for column in shown],
-        figures=[(title, base64.b64encode(svg.encode()).decode()) for title, svg in drawn.values()],
-        count=len(found),
+        figures=[(name, title) for name, (title, _) in drawn.items()],
+        count=len(records),
         reading=reading,
     )
 
@@ -57,52 +58,34 @@ def page(
 def _entry(
     row: Row,
     shown: Sequence[Column | Difference],
-    found: Mapping[str, Mapping],
-    pictures: Mapping[str, bytes],
+    records: Mapping[str, Scored],
+    strips: Mapping[str, str],
 ) -> dict:
-    """What the page says of a row."""
-    configuration = row.configuration
-    setting, members = configuration.setting, [found[name] for name in row.records]
-    means = [getattr(column.of(row), "mean", None) for column in shown]
+    """Return what the page shows of a row beside the row's own fields."""
+    members = [records[name] for name in row.records]
+    estimates = [(column.estimate(row), column.text(row)) for column in shown]
+    origins = [record.imported for record in members if isinstance(record, Imported)]
+    commands = [record.command for record in members if isinstance(record, Record)]
     return {
-        "method": configuration.method,
-        "dataset": setting.dataset,
-        "customizer": setting.customizer,
-        "setting": setting.title,
-        "eps": f"{configuration.eps:g}",
-        "rank": row.rank,
-        "rank_text": rank_text(row),
-        "identities": len(row.identities),
-        "identities_text": identities_text(row),
-        "comparable": row.comparable,
-        "scores": [(mean, column.text(row)) for mean, column in zip(means, shown, strict=True)],
-        "picture": _picture(row, found, pictures),
-        "processors": "; ".join(row.processors),
-        "other_photos": ", ".join(row.other_photos),
-        "people": ", ".join(row.identities),
-        "commands": list(dict.fromkeys(one["command"] for one in members if "command" in one)),
-        "imported": sorted(
-            f"{one['imported']['file']}, line {one['imported']['line']}"
-            for one in members
-            if "imported" in one
-        ),
+        "row": row,
+        "eps": f"{row.eps:g}",
+        "rank": rank_text(row),
+        "identities": identities_text(row),
+        "scores": [(score.mean if score else None, text) for score, text in estimates],
+        "strip": _strip(row, members, strips),
+        "commands": list(dict.fromkeys(commands)),
+        "imported": sorted(f"{origin.file}, line {origin.line}" for origin in origins),
     }
 
 
-def _picture(
-    row: Row, found: Mapping[str, Mapping], pictures: Mapping[str, bytes]
-) -> dict[str, str] | None:
-    """The first strip of a row: its identity, its attack, and its base64 text.
+def _strip(row: Row, members: Sequence[Scored], strips: Mapping[str, str]) -> dict | None:
+    """Return the link of a row's first strip, with its identity and attack.
 
-    That of unprotected photos may be of another attack, which shows them too.
+    The strip of unprotected photos may be one of an attack, which shows them too.
     """
-    of_attack = row.configuration.method.split(" (")[0]
-
-    def place(name: str) -> tuple:
-        return found[name]["attack"] != of_attack, natural(found[name]["identity"])
-
-    name = min((name for name in row.records if name in pictures), key=place, default=None)
-    if name is None:
+    with_strip = [record for record in members if record.name in strips]
+    order = sorted(with_strip, key=lambda one: (one.attack != row.attack, natural(one.identity)))
+    if not order:
         return None
-    content = base64.b64encode(pictures[name]).decode()
-    return {key: found[name][key] for key in ("identity", "attack")} | {"content": content}
+    first = order[0]
+    return {"link": strips[first.name], "identity": first.identity, "attack": first.attack}

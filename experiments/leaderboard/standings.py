@@ -1,169 +1,173 @@
 """Samples as rows of a leaderboard: means over identities, paired tests, ranks."""
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+
+import pandas as pd
 
 from eval.metrics import METRICS
-from eval.statistics import Estimate, estimates, holm, signed_rank_p_values, signed_rank_sum
+from eval.statistics import Estimate, estimate, holm, signed_rank_p_value, signed_rank_sum
+from experiments.leaderboard.names import Setting
 from experiments.leaderboard.samples import (
+    FACTS,
     FEWEST,
+    SCORES,
+    UNPROTECTED,
     Runs,
-    Sample,
-    Scores,
-    groups,
-    is_unprotected,
+    joined,
+    runs_of,
+    samples,
     twins,
     usual_people,
 )
-from experiments.records.naming import Configuration, configurations
+from experiments.records.record import Scored, natural
 
-SCORE = "identity_retention"  # what ranks
+SCORE = "identity_retention"  # the score that ranks
 PLACEBO = "noise"
 LEVEL = 0.05
 TESTS = ("against_placebo", "against_best")
-SCALE = -1 if METRICS[SCORE]["direction"] == "lower" else 1
+SIGN = -1 if METRICS[SCORE]["direction"] == "lower" else 1  # of better scores
 
 
 class StandingsError(ValueError):
-    """Records that cannot stand together; the message names them."""
+    """Records cannot stand together; the message names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """A paired comparison of the ranking score. The p-value is corrected for all tests of a group
-    against the same row; None unless both could be ranked.
+    """A paired comparison of the ranking score.
+
+    `mean` is that of the differences, the row's score less the opponent's, over the identities and
+    seeds that both have. The p-value is corrected for all tests of a group against the opponent. It
+    is None unless both methods can be ranked.
     """
 
-    differences: Sequence[float]  # of each identity that both have: the row's less the other's
-    p_value: float | None = None
-    mean: Estimate | None = None  # of the differences
+    mean: Estimate
+    p_value: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A method at a budget in a setting. `unranked` is the reason why it has no rank, or empty.
+    """A method at a budget in a setting.
 
-    The means of a row that is not `comparable` are over other people or seeds than those of the
-    others. `other_photos` names the people whose photos are not those of most rows.
+    `scores` has the metrics that anybody has a value of. `unranked` is the reason why the row has no
+    rank, or empty. The means of a row that is not `comparable` are over other people or seeds than
+    those of the other rows. `other_photos` names the people whose photos are not those of most rows.
     """
 
-    configuration: Configuration
-    records: tuple[str, ...]
+    setting: Setting
+    eps: float
+    attack: str
+    method: str
     runs: Runs
-    seeds: int
     scores: Mapping[str, Estimate]
+    records: tuple[str, ...]
+    processors: tuple[str, ...]
+    other_photos: tuple[str, ...] = ()
     comparable: bool = True
     rank: int | None = None
     unranked: str = ""
-    processors: tuple[str, ...] = ()
-    other_photos: tuple[str, ...] = ()
     against_placebo: Test | None = None
     against_best: Test | None = None
+
+    @property
+    def is_unprotected(self) -> bool:
+        return self.attack == UNPROTECTED
 
     @property
     def identities(self) -> tuple[str, ...]:
         return tuple(identity for identity, _ in self.runs)
 
     @property
+    def seeds(self) -> int:
+        return max(len(seeds) for _, seeds in self.runs)
+
+    @property
     def score(self) -> Estimate:
-        return self.scores.get(SCORE) or Estimate(mean=None, low=None, high=None, n=0)
+        return self.scores.get(SCORE) or estimate([])
 
 
-def standings(records: Mapping[str, Mapping]) -> list[Row]:
-    """Return the rows of named records: settings in order, budgets, then the best method first and
-    those that are not comparable last.
+def standings(records: Iterable[Scored]) -> list[Row]:
+    """Return the rows of records: settings and budgets in order, then the best method first.
 
-    Raises StandingsError for two records of one configuration, identity and seed.
+    Rows that are not comparable come last in their group, a budget of a setting. Raises
+    StandingsError for two records of one row, identity and seed.
     """
-    found = configurations(records)
-    for one, other in twins(records, found):
+    records = list(records)
+    for record, twin in twins(records):
         raise StandingsError(
-            f"{one} and {other} are of one configuration, identity ({records[one]['identity']}) "
-            f"and seed ({records[one]['seed']}): delete one"
+            f"{record.name} and {twin.name} are of one row, identity ({record.identity}) and seed "
+            f"({record.seed}): delete one"
         )
-    grouped = list(groups(records, found))
-    samples = [sample for group in grouped for sample in group]
-    values = [sample.values() for sample in samples]
-    cells = [(i, metric) for i, of in enumerate(values) for metric in of]
-    means = estimates([list(values[i][metric].values()) for i, metric in cells])
-    scores: list[dict[str, Estimate]] = [{} for _ in samples]
-    for (i, metric), of in zip(cells, means, strict=True):
-        scores[i][metric] = _rounded(of)
-    rows, start = [], 0
-    for group in grouped:
-        members = slice(start, start := start + len(group))
-        rows += _ranked([_row(*one) for one in zip(group, scores[members], strict=True)], group)
-    return _estimated(rows)
+    groups = samples(records).groupby(["setting", "eps"], sort=False)
+    return [row for _, group in groups for row in _ranked(group)]
 
 
-def _row(sample: Sample, scores: Mapping[str, Estimate]) -> Row:
+def _ranked(group: pd.DataFrame) -> list[Row]:
+    """Return the rows of a group of samples in their order, with ranks and tests."""
+    scores = group.pivot(index=["identity", "seed"], columns="key", values=SCORE)
+    rows = {key: _row(sample) for key, sample in group.groupby("key")}
+    # means are compared over the people who have the score that ranks
+    scored = dict(list(group.dropna(subset=SCORE).groupby("key")))
+    people = {key: runs_of(scored[key]) if key in scored else rows[key].runs for key in rows}
+    protected = [key for key, row in rows.items() if not row.is_unprotected]
+    usual = usual_people(people[key] for key in protected or rows)
+    other_photos = _other_photos(group)
+    for key in rows:
+        row = replace(rows[key], comparable=people[key] == usual)
+        row = replace(row, other_photos=other_photos.get(key, ()))
+        rows[key] = replace(row, unranked=_reason(row))
+    order = sorted(rows, key=lambda key: _best_first(rows[key]))
+    fit = [key for key in order if not rows[key].unranked]
+    # of several variants the one that is named like the placebo, else the one that protects best
+    placebos = sorted(
+        (key for key in order if rows[key].attack == PLACEBO),
+        key=lambda key: rows[key].method != PLACEBO,
+    )
+    for name, opponents in zip(TESTS, (placebos, fit), strict=True):
+        for key, test in _tests(protected, fit, opponents[0], scores).items() if opponents else ():
+            rows[key] = replace(rows[key], **{name: test})
+    if fit and (reason := _undecidable(len(fit), max(rows[key].score.n for key in fit))):
+        rows |= {key: replace(rows[key], unranked=reason) for key in fit}
+        fit = []
+    for key, rank in _ranks(fit, scores).items():
+        rows[key] = replace(rows[key], rank=rank)
+    ordered = [rows[key] for key in order]
+    return sorted(ordered, key=lambda row: (not row.comparable, bool(row.unranked), row.rank or 0))
+
+
+def _row(sample: pd.DataFrame) -> Row:
+    """Return the row of samples of one method, without its place among others."""
+    first = sample.iloc[0]
+    values = sample.groupby("identity", sort=False)[SCORES].mean()  # over the seeds
+    present = {metric: values[metric].dropna().tolist() for metric in SCORES}
+    records, processors, _ = (joined(sample[fact]) for fact in FACTS)
     return Row(
-        configuration=sample.configuration,
-        records=sample.records,
-        runs=sample.runs_of,
-        seeds=sample.seeds,
-        processors=sample.processors,
-        scores=scores,
+        setting=first["setting"],
+        eps=float(first["eps"]),
+        attack=first["attack"],
+        method=first["method"],
+        runs=runs_of(sample),
+        scores={metric: _rounded(estimate(of)) for metric, of in present.items() if of},
+        records=records,
+        processors=processors,
     )
 
 
-def _ranked(rows: Sequence[Row], group: Sequence[Sample]) -> list[Row]:
-    """The rows of a group in their order, with ranks and tests; `group` are their samples."""
-    values = [sample.each(SCORE) for sample in group]
-    # whose means are compared: those who have the score that ranks
-    people = [_runs_of(own) or row.runs for own, row in zip(values, rows, strict=True)]
-    protected = [i for i, row in enumerate(rows) if not is_unprotected(row.configuration)]
-    usual = usual_people(people[i] for i in protected or range(len(rows)))
-    other_photos = _other_photos(group)
-    rows = [
-        replace(row, comparable=of == usual, other_photos=others)
-        for row, of, others in zip(rows, people, other_photos, strict=True)
-    ]
-    reasons = {i: _reason(row) for i, row in enumerate(rows)}
-    order = sorted(reasons, key=lambda i: _best_first(rows[i]))
-    fit = [i for i in order if not reasons[i]]
-    # of several variants the one of that very name, else the one that protects best
-    placebos = [i for i in order if rows[i].configuration.method.split(" (")[0] == PLACEBO]
-    placebo = min(placebos, key=lambda i: rows[i].configuration.method != PLACEBO, default=None)
-    opponents = dict(zip(TESTS, (placebo, fit[0] if fit else None), strict=True))
-    tests = {name: _tests(protected, fit, other, values) for name, other in opponents.items()}
-    if fit and (reason := _undecidable(len(fit), max(rows[i].score.n for i in fit))):
-        reasons |= dict.fromkeys(fit, reason)
-        fit = []
-    ranks = _ranks(fit, values)
-    order.sort(key=lambda i: (not rows[i].comparable, bool(reasons[i]), ranks.get(i, 0)))
-    return [
-        replace(
-            rows[i],
-            rank=ranks.get(i),
-            unranked=reasons[i],
-            **{name: of[i] for name, of in tests.items() if i in of},
-        )
-        for i in order
-    ]
-
-
-def _runs_of(scores: Scores) -> Runs:
-    return tuple((identity, tuple(sorted(of))) for identity, of in scores.items())
-
-
-def _other_photos(group: Sequence[Sample]) -> list[tuple[str, ...]]:
-    """Of each sample the people whose photos are not those of most samples."""
-    counts: dict[str, Counter] = defaultdict(Counter)
-    for sample in group:
-        for identity, digests in sample.photos.items():
-            counts[identity].update(digests)
-    usual = {who: max(of, key=lambda one: (of[one], one)) for who, of in counts.items()}
-    return [
-        tuple(who for who in sample.identities if sample.photos.get(who, set()) - {usual.get(who)})
-        for sample in group
-    ]
+def _other_photos(group: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """Return, by methods' keys, the people whose photos are not those of most methods."""
+    photos = group[["key", "identity", "photos"]].explode("photos").dropna().drop_duplicates()
+    counts = photos.groupby(["identity", "photos"]).size().sort_values(kind="stable")
+    usual = counts.groupby(level="identity").tail(1).index
+    unusual = photos[~photos.set_index(["identity", "photos"]).index.isin(usual)]
+    return {
+        key: tuple(sorted(identities.unique(), key=natural))
+        for key, identities in unusual.groupby("key")["identity"]
+    }
 
 
 def _reason(row: Row) -> str:
-    if is_unprotected(row.configuration):
+    if row.is_unprotected:
         return "no protection"
     if not row.score.n:
         return f"no {SCORE.replace('_', ' ')}"
@@ -173,85 +177,80 @@ def _reason(row: Row) -> str:
 
 
 def _undecidable(methods: int, identities: int) -> str:
-    """Why no test of these methods against one of them could tell anything, or nothing: the least
-    p-value of a signed-rank test is 2 of the 2^n signs, times the number of tests.
+    """Return why no test of these methods against one of them could tell anything, or nothing.
+
+    The least p-value of a signed-rank test is 2 of the 2^n signs, times the number of tests.
     """
     least = (methods - 1) * 2.0 ** (1 - identities)
-    if least < LEVEL:
-        return ""
-    return f"{identities} identities are too few for {methods} methods"
+    return "" if least < LEVEL else f"{identities} identities are too few for {methods} methods"
 
 
 def _best_first(row: Row) -> tuple[bool, float, str]:
     mean = row.score.mean
-    return mean is None, -SCALE * (mean or 0), row.configuration.method
+    return mean is None, -SIGN * (mean or 0), row.method
 
 
 def _tests(
-    rows: Sequence[int], fit: Sequence[int], other: int | None, values: Sequence[Scores]
-) -> dict[int, Test]:
-    """The comparison of each row with `other`; p-values where both are `fit` to be ranked."""
-    if other is None:
-        return {}
-    p_values = _p_values(fit, other, values) if other in fit else {}
-    shared = {i: _differences(values[i], values[other]) for i in rows if i != other}
-    return {i: Test(differences=of, p_value=p_values.get(i)) for i, of in shared.items() if of}
+    keys: Sequence[str], fit: Sequence[str], opponent: str, scores: pd.DataFrame
+) -> dict[str, Test]:
+    """Return the comparison of each row with the opponent; p-values if both are `fit` to rank."""
+    p_values = _p_values(fit, opponent, scores) if opponent in fit else {}
+    differences = {key: _differences(scores, key, opponent) for key in keys if key != opponent}
+    return {
+        key: Test(mean=_rounded(estimate(values)), p_value=p_values.get(key))
+        for key, values in differences.items()
+        if values
+    }
 
 
-def _p_values(fit: Sequence[int], other: int, values: Sequence[Scores]) -> dict[int, float]:
-    """The p-value of each row of `fit` against `other`, corrected for their number."""
-    shared = {i: _differences(values[i], values[other]) for i in fit if i != other}
-    tested = [i for i, of in shared.items() if len(of) >= FEWEST]
-    corrected = holm(signed_rank_p_values([shared[i] for i in tested]))
-    return {i: _digits(p) for i, p in zip(tested, corrected, strict=True)}
+def _p_values(fit: Sequence[str], opponent: str, scores: pd.DataFrame) -> dict[str, float]:
+    """Return the p-value of each row of `fit` against the opponent, corrected for their number."""
+    differences = {key: _differences(scores, key, opponent) for key in fit if key != opponent}
+    p_values = {
+        key: signed_rank_p_value(values)
+        for key, values in differences.items()
+        if len(values) >= FEWEST
+    }
+    corrected = holm(list(p_values.values()))
+    return {key: _digits(p_value) for key, p_value in zip(p_values, corrected, strict=True)}
 
 
-def _ranks(fit: Sequence[int], values: Sequence[Scores]) -> dict[int, int]:
-    """The rank of each row of `fit`, best first: those that are not told to be behind the best of
-    the rows still without a rank share that one's. Best is who has the best mean; few people may
-    make it, and the test speak for another.
+def _ranks(fit: Sequence[str], scores: pd.DataFrame) -> dict[str, int]:
+    """Return the rank of each row of `fit`, which is in order of the means.
+
+    The best row and the rows that no test puts behind it share its rank; then the same goes for the
+    others. A few people may make the best mean, and the test speak for another row.
     """
     ranks, left = {}, list(fit)
     while left:
-        best, p_values = left[0], _p_values(left, left[0], values)
-        behind = {
-            i
-            for i, p_value in p_values.items()
-            if p_value < LEVEL
-            and SCALE * signed_rank_sum(_differences(values[i], values[best])) < 0
-        }
-        alike = [i for i in left if i not in behind]
-        ranks |= dict.fromkeys(alike, len(ranks) + 1)
-        left = [i for i in left if i not in ranks]
+        best = left[0]
+        behind = [
+            key
+            for key, p_value in _p_values(left, best, scores).items()
+            if p_value < LEVEL and SIGN * signed_rank_sum(_differences(scores, key, best)) < 0
+        ]
+        ranks |= {key: len(ranks) + 1 for key in left if key not in behind}
+        left = [key for key in left if key in behind]
     return ranks
 
 
-def _differences(a: Scores, b: Scores) -> list[float]:
-    """a - b for the identities that both have, each over the seeds that both have: the victims of
-    one seed start from the same noise.
+def _differences(scores: pd.DataFrame, key: str, opponent: str) -> list[float]:
+    """Return the differences of two methods' scores for the identities that both have.
+
+    Each is over the seeds that both have: the victims of one seed start from the same noise.
     """
-    shared = {who: a[who].keys() & b[who].keys() for who in a if who in b}
-    return [
-        fmean(a[who][seed] - b[who][seed] for seed in sorted(seeds))
-        for who, seeds in shared.items()
-        if seeds
-    ]
+    differences = (scores[key] - scores[opponent]).dropna().groupby(level="identity").mean()
+    return [differences[identity] for identity in sorted(differences.index, key=natural)]
 
 
-def _estimated(rows: Sequence[Row]) -> list[Row]:
-    """The rows with the means of their tests, all at once because that is fast."""
-    places = [(k, name) for k, row in enumerate(rows) for name in TESTS if getattr(row, name)]
-    found = estimates([getattr(rows[k], name).differences for k, name in places])
-    tests: list[dict[str, Test]] = [{} for _ in rows]
-    for (k, name), mean in zip(places, found, strict=True):
-        tests[k][name] = replace(getattr(rows[k], name), mean=_rounded(mean))
-    return [replace(row, **of) for row, of in zip(rows, tests, strict=True)]
+def _rounded(values: Estimate) -> Estimate:
+    """Return an estimate with as many digits as records have.
 
-
-def _rounded(of: Estimate) -> Estimate:
-    """With as many digits as records have: what the last bits of a machine's sums cannot reach."""
-    ends = {name: _digits(getattr(of, name)) for name in ("mean", "low", "high")}
-    return replace(of, **ends)
+    The last bits of a machine's sums do not reach these.
+    """
+    return replace(
+        values, mean=_digits(values.mean), low=_digits(values.low), high=_digits(values.high)
+    )
 
 
 def _digits(value: float | None) -> float | None:

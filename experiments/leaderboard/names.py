@@ -1,0 +1,102 @@
+"""The rows that records belong to, and the names that readers see."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from experiments.records.record import OWN, Scored
+
+AS_ASSUMED = "as_assumed"
+DIGEST_LETTERS = 4  # of a digest beside a name that another row has too
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Setting:
+    """The adversary and the scorer: all that decides numbers but the method and its budget.
+
+    `details` says how the setting differs from the names beside it.
+    """
+
+    dataset: str
+    customizer: str
+    base_model: str
+    countermeasure: str
+    clean_photos: int
+    adversary: str
+    surrogate_model: str
+    backbone: str
+    source: str = OWN
+    details: str = ""
+
+    @property
+    def heading(self) -> str:
+        """The data set, the customizer, and what the adversary does besides."""
+        adversary = [] if self.adversary == AS_ASSUMED else [self.adversary.replace("_", " ")]
+        return ", ".join([self.dataset, self.customizer, *self._treatment, *adversary])
+
+    @property
+    def title(self) -> str:
+        """One line without the data set and the customizer, which have columns of their own."""
+        words = [f"base model {self.base_model}, surrogate {self.surrogate_model}"]
+        words += [*self._treatment, self.adversary.replace("_", " ")]
+        words += [f"scored with {self.backbone}"]
+        words += [self.details] if self.details else []
+        words += [f"imported from {self.source}"] if self.source != OWN else []
+        return ", ".join(words)
+
+    @property
+    def _treatment(self) -> list[str]:
+        words = [f"after {self.countermeasure}"] if self.countermeasure != "none" else []
+        return words + ([f"{self.clean_photos} of the photos clean"] if self.clean_photos else [])
+
+    @property
+    def order(self) -> tuple:
+        """The key that sorts the plain setting of a customizer before its other settings."""
+        treated, adverse = self.countermeasure != "none", self.adversary != AS_ASSUMED
+        return self.dataset, self.customizer, treated, self.clean_photos, adverse, self
+
+
+def setting_key(record: Scored) -> tuple:
+    """Return what the records of one setting have in common; its digest is the last entry."""
+    names = (record.dataset, record.customizer, record.base_model, record.countermeasure)
+    names += (record.clean_photos, record.adversary, record.surrogate_model)
+    return (*names, record.scorer.backbone, record.source, record.row.setting)
+
+
+def row_key(record: Scored) -> tuple:
+    """Return what the records of one row have in common; the method's digest is the last entry.
+
+    Two presets that come to the same method at a budget have a row each.
+    """
+    return (*setting_key(record), float(record.eps), record.attack, record.row.method)
+
+
+def settings_of(records: Iterable[Scored]) -> dict[tuple, Setting]:
+    """Return the settings of records by their keys."""
+    details = labels((setting_key(record), record.details) for record in records)
+    fields = [name for name in Setting.__dataclass_fields__ if name != "details"]
+    return {
+        key: Setting(**dict(zip(fields, key[:-1], strict=True)), details=text)
+        for key, text in details.items()
+    }
+
+
+def methods_of(records: Iterable[Scored]) -> dict[tuple, str]:
+    """Return the names of the methods of records by the keys of their rows."""
+    return labels((row_key(record), record.method) for record in records)
+
+
+def labels(names: Iterable[tuple[tuple, str]]) -> dict[tuple, str]:
+    """Return one name for each key: of those that come with it the shortest, then the first.
+
+    If two keys that differ in their last entry alone have one name, both get the first letters of
+    that entry, a digest, behind it.
+    """
+    chosen: dict[tuple, str] = {}
+    for key, name in names:
+        chosen[key] = min(chosen.get(key, name), name, key=lambda text: (len(text), text))
+    counts = Counter((key[:-1], name) for key, name in chosen.items())
+    return {
+        key: name if counts[key[:-1], name] == 1 else f"{name} #{key[-1][:DIGEST_LETTERS]}".lstrip()
+        for key, name in chosen.items()
+    }
