@@ -118,7 +118,7 @@ def frozen(**changed) -> PGD:
 
 def by_method(rows):
     """Return rows of the leaderboard by the names of their methods."""
-    return {row.configuration.method: row for row in rows}
+    return {row.method: row for row in rows}
 
 
 def resealed(file: Path, change: Callable[[dict], None]) -> None:

@@ -167,7 +167,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _scores(rows: Sequence[Row]) -> str:
-    settings = [field.name for field in fields(Setting)]
+    settings = [field.name for field in fields(Setting) if field.name != "digest"]
     shown, compared = columns(rows, METRICS), differences(rows)
     ends = ("mean", "low", "high", "n")
     headings = [*settings, "eps", "method", "rank", "unranked", "comparable", "identities", "seeds"]

@@ -1,4 +1,4 @@
-"""The rows that records belong to, and the names that readers see."""
+"""The names of settings and methods that readers see."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +14,8 @@ DIGEST_LETTERS = 4  # of a digest beside a name that another row has too
 class Setting:
     """The adversary and the scorer: all that decides numbers but the method and its budget.
 
-    `details` says how the setting differs from the names beside it.
+    `details` says in words how the setting differs from the names beside it. `digest` tells it from
+    all other settings.
     """
 
     dataset: str
@@ -27,6 +28,7 @@ class Setting:
     backbone: str
     source: str = OWN
     details: str = ""
+    digest: str = ""
 
     @property
     def heading(self) -> str:
@@ -56,34 +58,19 @@ class Setting:
         return self.dataset, self.customizer, treated, self.clean_photos, adverse, self
 
 
-def setting_key(record: Scored) -> tuple:
-    """Return what the records of one setting have in common; its digest is the last entry."""
-    names = (record.dataset, record.customizer, record.base_model, record.countermeasure)
-    names += (record.clean_photos, record.adversary, record.surrogate_model)
-    return (*names, record.scorer.backbone, record.source, record.row.setting)
-
-
-def row_key(record: Scored) -> tuple:
-    """Return what the records of one row have in common; the method's digest is the last entry.
-
-    Two presets that come to the same method at a budget have a row each.
-    """
-    return (*setting_key(record), float(record.eps), record.attack, record.row.method)
-
-
 def settings_of(records: Iterable[Scored]) -> dict[tuple, Setting]:
     """Return the settings of records by their keys."""
-    details = labels((setting_key(record), record.details) for record in records)
+    details = labels((record.setting_key, record.details) for record in records)
     fields = [name for name in Setting.__dataclass_fields__ if name != "details"]
     return {
-        key: Setting(**dict(zip(fields, key[:-1], strict=True)), details=text)
+        key: Setting(**dict(zip(fields, key, strict=True)), details=text)
         for key, text in details.items()
     }
 
 
 def methods_of(records: Iterable[Scored]) -> dict[tuple, str]:
     """Return the names of the methods of records by the keys of their rows."""
-    return labels((row_key(record), record.method) for record in records)
+    return labels((record.row_key, record.method) for record in records)
 
 
 def labels(names: Iterable[tuple[tuple, str]]) -> dict[tuple, str]:

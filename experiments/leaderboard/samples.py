@@ -8,7 +8,7 @@ from itertools import chain
 import pandas as pd
 
 from eval.metrics import METRICS
-from experiments.leaderboard.names import methods_of, row_key, setting_key, settings_of
+from experiments.leaderboard.names import methods_of, settings_of
 from experiments.records.record import Record, Scored, natural
 
 UNPROTECTED = "none"
@@ -50,7 +50,7 @@ def twins(records: Iterable[Scored]) -> Iterator[tuple[Scored, Scored]]:
     """Yield each two records of one row, identity and seed."""
     first: dict[tuple, Scored] = {}
     for record in sorted(records, key=lambda record: record.name):
-        twin = first.setdefault((*row_key(record), record.identity, record.seed), record)
+        twin = first.setdefault((*record.row_key, record.identity, record.seed), record)
         if twin is not record:
             yield twin, record
 
@@ -90,7 +90,7 @@ def _arms(records: Iterable[Scored]) -> pd.DataFrame:
     rows = []
     for record in records:
         place = {
-            "setting": settings[setting_key(record)],
+            "setting": settings[record.setting_key],
             "identity": record.identity,
             "seed": record.seed,
             "records": (record.name,),
@@ -103,7 +103,7 @@ def _arms(records: Iterable[Scored]) -> pd.DataFrame:
             method = {
                 "eps": float(record.eps),
                 "attack": record.attack,
-                "method": methods[row_key(record)],
+                "method": methods[record.row_key],
                 "key": f"{record.attack} {record.row.method}",
                 "processors": _processors(record, "protect", "protected"),
             }

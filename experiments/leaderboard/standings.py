@@ -50,9 +50,9 @@ class Test:
 class Row:
     """A method at a budget in a setting.
 
-    `scores` has the metrics that anybody has a value of. `unranked` is the reason why the row has no
-    rank, or empty. The means of a row that is not `comparable` are over other people or seeds than
-    those of the other rows. `other_photos` names the people whose photos are not those of most rows.
+    `scores` has the metrics that were measured. `unranked` is the reason why the row has no rank, or
+    empty. The means of a row that is not `comparable` are over other people or seeds than those of
+    the other rows. `other_photos` names the people whose photos are not those of most rows.
     """
 
     setting: Setting

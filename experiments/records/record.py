@@ -155,12 +155,19 @@ class Scored(Part):
         return OWN
 
     @property
+    def setting_key(self) -> tuple:
+        """All that records of one setting share; the last entry is its digest."""
+        names = (self.dataset, self.customizer, self.base_model, self.countermeasure)
+        names += (self.clean_photos, self.adversary, self.surrogate_model)
+        return (*names, self.scorer.backbone, self.source, self.row.setting)
+
+    @property
     def row_key(self) -> tuple:
-        """All that records of one row of the leaderboard share."""
-        setting = (self.dataset, self.customizer, self.base_model, self.countermeasure)
-        setting += (self.clean_photos, self.adversary, self.surrogate_model)
-        setting += (self.scorer.backbone, self.source, self.row.setting)
-        return (*setting, float(self.eps), self.row.method)
+        """All that records of one row of the leaderboard share; the last entry is a digest.
+
+        Two attacks of conf/ that come to the same method at a budget have a row each.
+        """
+        return (*self.setting_key, float(self.eps), self.attack, self.row.method)
 
 
 class Origin(Part):

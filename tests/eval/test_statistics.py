@@ -2,23 +2,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.statistics import (
-    estimate,
-    estimates,
-    holm,
-    paired_comparison,
-    signed_rank_p_values,
-)
+from eval.statistics import estimate, holm, paired_comparison, signed_rank_p_value
 
 
 def test_interval_of_normal_values():
     values = np.random.default_rng(1).normal(0.4, 0.1, 50)
-    found = estimate(values.tolist())
+    interval = estimate(values.tolist())
     half = 1.96 * values.std(ddof=1) / 50**0.5
-    assert found.mean == pytest.approx(values.mean())
-    assert found.low == pytest.approx(values.mean() - half, abs=0.004)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.004)
-    assert found.n == 50
+    assert interval.mean == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.004)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.004)
+    assert interval.n == 50
 
 
 def test_interval_follows_the_seed():
@@ -27,19 +21,34 @@ def test_interval_follows_the_seed():
     assert estimate(values) != estimate(values, seed=1)
 
 
-def test_few_or_equal_values():
-    alone = estimate([0.3])
-    assert (alone.mean, alone.low, alone.high, alone.n) == (0.3, None, None, 1)
-    equal = estimate([0.5, 0.5, 0.5])
-    assert (equal.mean, equal.low, equal.high) == (0.5, 0.5, 0.5)
+@pytest.mark.parametrize(
+    ("values", "mean", "low", "high", "n"),
+    [
+        ([0.3], 0.3, None, None, 1),
+        ([0.5, 0.5, 0.5], 0.5, 0.5, 0.5, 3),
+        ([None], None, None, None, 0),
+        ([0.3, 0.1 + 0.2, 0.3], 0.3, 0.3, 0.3, 3),  # unlike by rounding alone
+    ],
+)
+def test_few_or_equal_values(values, mean, low, high, n):
+    interval = estimate(values)
+    assert (interval.mean, interval.low, interval.high) == pytest.approx((mean, low, high))
+    assert interval.n == n
+    assert interval.low == interval.high  # no width at all
+
+
+def test_an_interval_stays_within_its_values():
     two = estimate([0.2, 0.4])
     assert 0.2 <= two.low <= two.mean <= two.high <= 0.4
+    assert two == estimate([0.2, None, 0.4])  # a value that was not measured is left out
+    outlier = estimate([0.0] * 9 + [1.0])
+    assert 0 <= outlier.low < 0.1 < outlier.high < 1
 
 
-def test_what_was_not_measured_is_left_out():
-    assert estimate([0.2, None, 0.4]) == estimate([0.2, 0.4])
-    nothing = estimate([None])
-    assert (nothing.mean, nothing.low, nothing.n) == (None, None, 0)
+def test_an_interval_without_an_end_ends_at_the_mean():
+    with np.errstate(invalid="ignore"), pytest.warns(stats.DegenerateDataWarning):
+        interval = estimate([0.0] * 11 + [2e-10])
+    assert np.isfinite([interval.low, interval.high]).all()
 
 
 def test_paired_comparison_of_known_values():
@@ -59,26 +68,6 @@ def test_paired_comparison_without_differences_or_pairs():
     assert (none.p_value, none.difference.n) == (None, 0)
 
 
-def test_values_that_differ_by_rounding_alone_have_an_interval_without_width():
-    found = estimate([0.3, 0.1 + 0.2, 0.3])
-    assert found.low == found.high == pytest.approx(0.3)
-
-
-def test_many_estimates_are_those_of_each_sample():
-    rng = np.random.default_rng(3)
-    samples = [rng.exponential(size=n).tolist() for n in (10, 12, 10, 1)]
-    # many resamples of few values have equal means
-    samples += [rng.normal(30, 9, n).round(6).tolist() for n in (2, 3, 4) for _ in range(20)]
-    samples += [[0.2] * 10, [None] * 3, [0.0] * 9 + [1.0]]
-    together = estimates(samples)
-    assert [found.n for found in together[:4]] == [10, 12, 10, 1]
-    for sample, found in zip(samples, together, strict=True):
-        alone = estimate(sample)
-        assert found.mean == alone.mean
-        assert [found.low, found.high] == pytest.approx([alone.low, alone.high], abs=1e-9)
-    assert 0 <= together[-1].low < 0.1 < together[-1].high < 1
-
-
 def test_holm_of_known_values():
     # sorted: 0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 * 1, then monotonic from the smallest up
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -86,30 +75,28 @@ def test_holm_of_known_values():
     assert holm([]) == []
 
 
-def test_many_signed_rank_tests_are_those_of_each_pair():
-    rng = np.random.default_rng(4)
-    rows = [rng.normal(0.5, 1, n).tolist() for n in (10, 10, 60)]
-    rows += [[0.1, 0.2, -0.1, 0.3], [0.0, 0.1, -0.2, 0.3], [0.0, 0.1, 0.1, -0.2, 0.3]]
-    expected = [float(stats.wilcoxon(row).pvalue) for row in rows]
-    assert signed_rank_p_values(rows) == pytest.approx(expected)
-    assert signed_rank_p_values([[0.0, 0.0], [None, 0.5, 0.25], [None], []]) == [1, 0.5, None, None]
-    assert signed_rank_p_values([]) == []
+@pytest.mark.parametrize(
+    "differences",
+    [
+        *(np.random.default_rng(4).normal(0.5, 1, n).tolist() for n in (10, 60)),
+        [0.1, 0.2, -0.1, 0.3],
+        [0.0, 0.1, -0.2, 0.3],
+        [0.0, 0.1, 0.1, -0.2, 0.3],
+    ],
+)
+def test_signed_rank_tests_are_those_of_scipy(differences):
+    expected = float(stats.wilcoxon(differences).pvalue)
+    assert signed_rank_p_value(differences) == pytest.approx(expected)
 
 
 def test_ties_are_exact_and_found_in_decimals():
     tied = [0.1, 0.1, -0.1, 0.2, 0.2, 0.3, 0.4, -0.2, 0.5, 0.5, 0.6]
     exact = stats.wilcoxon(tied, method=stats.PermutationMethod(n_resamples=10**9)).pvalue
-    assert signed_rank_p_values([tied]) == [pytest.approx(exact)]
+    assert signed_rank_p_value(tied) == pytest.approx(exact)
     in_binary = [0.55 - 0.50, 0.35 - 0.30, 0.40 - 0.35, 0.2, 0.3, -0.1 - 0.1]
-    assert signed_rank_p_values([in_binary]) == signed_rank_p_values(
-        [[0.05, 0.05, 0.05, 0.2, 0.3, -0.2]]
-    )
+    in_decimals = [0.05, 0.05, 0.05, 0.2, 0.3, -0.2]
+    assert signed_rank_p_value(in_binary) == signed_rank_p_value(in_decimals)
     no_difference = (0.1 + 0.2) / 2 - (0.15 + 0.15) / 2
     assert no_difference != 0
-    assert signed_rank_p_values([[no_difference] * 6]) == [1]
-
-
-def test_an_interval_without_an_end_ends_at_the_mean():
-    with np.errstate(invalid="ignore"), pytest.warns(stats.DegenerateDataWarning):
-        found = estimate([0.0] * 11 + [2e-10])
-    assert np.isfinite([found.low, found.high]).all()
+    assert signed_rank_p_value([no_difference] * 6) == 1
+    assert signed_rank_p_value([]) is None

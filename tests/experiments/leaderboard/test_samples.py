@@ -6,41 +6,38 @@ from experiments.leaderboard.samples import usual_people
 from experiments.leaderboard.standings import standings
 
 
+def retentions(records, attack):
+    chosen = [record for record in records if record.attack == attack]
+    return [record.scores.protected.identity_retention for record in chosen]
+
+
 def test_rows_on_other_people_come_last_and_have_no_rank(benchmark_of):
     usual = benchmark_of({"noise": 0.0, "simac": 0.3})
-    more = benchmark_of({"fsmg": 0.4}, identities=11) | benchmark_of({"aspl": 0.5}, identities=4)
-    rows = standings(usual | more)
-    assert [(row.configuration.method, row.comparable, row.unranked) for row in rows] == [
+    more = benchmark_of({"fsmg": 0.4}, identities=11) + benchmark_of({"aspl": 0.5}, identities=4)
+    rows = standings(usual + more)
+    assert [(row.method, row.comparable, row.unranked) for row in rows] == [
         ("simac", True, ""),
         ("noise", True, ""),
         ("none", True, "no protection"),
         ("aspl", False, "fewer than 10 identities"),
         ("fsmg", False, "other identities or seeds"),
     ]
-    # what compares it is the paired difference, over those whom both have
+    # the paired difference compares such a row, over the people whom both have
     few = rows[3].against_placebo
-    aspl, noise = (
-        [r["scores"]["protected"]["identity_retention"] for r in of.values() if r["attack"] == name]
-        for name, of in (("aspl", more), ("noise", usual))
-    )
-    plain = paired_comparison(aspl, noise[:4]).difference
-    assert few.mean.mean == pytest.approx(plain.mean, rel=1e-5)
+    plain = paired_comparison(retentions(more, "aspl"), retentions(usual, "noise")[:4])
+    assert few.mean.mean == pytest.approx(plain.difference.mean, rel=1e-5)
     assert (few.mean.n, few.p_value, rows[4].against_best.mean.n) == (4, None, 11)
 
 
 def test_means_over_other_people_who_have_the_score_do_not_rank(made_up):
-    """`easy` has the score of the ten people whom every method protects, `hard` of all."""
-
-    def of(attack, i, retention):
-        return made_up(retention, attack=attack, identity=str(i))
-
-    found = {}
+    """`easy` has the score of the ten people whom all methods protect, `hard` of all twenty."""
+    records = []
     for i in range(20):
         level = 0.05 + 0.004 * i if i < 10 else 0.8
-        found[f"hard_{i}"] = of("hard", i, level)
-        found[f"noise_{i}"] = of("noise", i, level + 0.2 + 0.001 * i)
-        found[f"easy_{i}"] = of("easy", i, level + 0.1 if i < 10 else None)
-    rows = by_method(standings(found))
+        levels = {"hard": level, "noise": level + 0.2 + 0.001 * i}
+        levels["easy"] = level + 0.1 if i < 10 else None
+        records += [made_up(of, attack=name, identity=str(i)) for name, of in levels.items()]
+    rows = by_method(standings(records))
     assert rows["easy"].score.mean < rows["hard"].score.mean
     assert (rows["hard"].rank, rows["noise"].rank, rows["easy"].rank) == (1, 2, None)
     assert rows["easy"].unranked == "other identities or seeds"
@@ -48,40 +45,34 @@ def test_means_over_other_people_who_have_the_score_do_not_rank(made_up):
 
 
 def test_differences_are_of_the_seeds_that_both_have(made_up):
-    """Whatever the method, a victim of seed 1 retains 0.3 more."""
+    """With each method a victim of seed 1 retains 0.3 more."""
     levels = {"noise": 0.5, "aspl": 0.3, "simac": 0.2}
     seeds = {"noise": (0, 1), "aspl": (0, 1), "simac": (1,)}
-    found = {
-        f"{attack}_{i}_{seed}": made_up(
-            level + 0.3 * seed, attack=attack, identity=str(i), seed=seed
-        )
+    records = [
+        made_up(level + 0.3 * seed, attack=attack, identity=str(i), seed=seed)
         for attack, level in levels.items()
         for i in range(3)
         for seed in seeds[attack]
-    }
-    rows = by_method(standings(found))
+    ]
+    rows = by_method(standings(records))
     assert rows["simac"].against_placebo.mean.mean == pytest.approx(-0.3)
     assert rows["aspl"].against_placebo.mean.mean == pytest.approx(-0.2)
-    apart = {name: record for name, record in found.items() if name[:4] != "nois"}
-    apart |= {f"noise_{i}": made_up(attack="noise", identity=str(i), seed=2) for i in range(3)}
+    apart = [record for record in records if record.attack != "noise"]
+    apart += [made_up(attack="noise", identity=str(i), seed=2) for i in range(3)]
     assert by_method(standings(apart))["simac"].against_placebo is None
 
 
 def test_rows_of_other_photos_are_named(made_up):
-    found = {
-        f"{attack}_{i}": made_up(
-            attack=attack,
-            identity=str(i),
-            unprotected=0.7 if attack == "simac" and i == 1 else 0.8,
-            digests={
-                **made_up()["digests"],
-                "photos": {"B": "other" if attack == "simac" and i == 1 else f"of {i}"},
-            },
-        )
-        for attack in ("noise", "aspl", "simac")
-        for i in range(3)
-    }
-    rows = by_method(standings(found))
+    records = []
+    for attack in ("noise", "aspl", "simac"):
+        for i in range(3):
+            unlike = attack == "simac" and i == 1
+            photos = {"photos": {"B": "others" if unlike else f"those of {i}"}}
+            clean = 0.7 if unlike else 0.8
+            records.append(
+                made_up(attack=attack, identity=str(i), unprotected=clean, digests=photos)
+            )
+    rows = by_method(standings(records))
     assert {name: row.other_photos for name, row in rows.items()} == {
         "noise": (),
         "aspl": (),
@@ -100,10 +91,10 @@ def test_the_usual_people_are_those_of_most_rows_that_can_be_ranked():
 
 
 def test_methods_without_the_ranking_score_or_shared_identities(made_up):
-    old = {f"old{i}": made_up(None, identity=str(i), attack="aspl") for i in range(12)}
-    one = {f"a{i}": made_up(0.2 + 0.01 * i, identity=str(i)) for i in range(12)}
-    two = {f"b{i}": made_up(0.9, identity=f"x{i}", attack="fsmg") for i in range(12)}
-    rows = by_method(standings(old | one | two))
+    records = [made_up(None, identity=str(i), attack="aspl") for i in range(12)]
+    records += [made_up(0.2 + 0.01 * i, identity=str(i)) for i in range(12)]
+    records += [made_up(0.9, identity=f"x{i}", attack="fsmg") for i in range(12)]
+    rows = by_method(standings(records))
     assert rows["aspl"].unranked == "no identity retention"
     assert (rows["simac"].rank, rows["simac"].comparable) == (1, True)
     assert rows["fsmg"].unranked == "other identities or seeds"
@@ -111,12 +102,9 @@ def test_methods_without_the_ranking_score_or_shared_identities(made_up):
 
 
 def test_means_over_other_seeds_do_not_compare(benchmark_of):
-    records = benchmark_of({"noise": 0.0, "aspl": 0.2, "simac": 0.3})
-    for record in records.values():
-        record["seed"] = int(record["attack"] == "simac")
+    records = benchmark_of({"noise": 0.0, "aspl": 0.2}) + benchmark_of({"simac": 0.3}, seed=1)
     rows = by_method(standings(records))
-    found = {method: (row.comparable, row.unranked) for method, row in rows.items()}
-    assert found == {
+    assert {name: (row.comparable, row.unranked) for name, row in rows.items()} == {
         "noise": (True, ""),
         "aspl": (True, ""),
         "none": (True, "no protection"),
