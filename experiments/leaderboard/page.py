@@ -1,6 +1,8 @@
 """The leaderboard's page: one HTML file that sorts, filters and shows pictures and commands."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -16,6 +18,9 @@ from experiments.leaderboard.columns import (
 )
 from experiments.leaderboard.standings import Row
 from experiments.records.record import Imported, Record, Scored, natural
+
+IDENTITIES = re.compile(r"'?dataset\.identities=\[([\d, ]+)\]'?")
+GAP = "\0"
 
 
 def page(
@@ -73,7 +78,7 @@ def _entry(
         "identities": identities_text(row),
         "scores": [(score.mean if score else None, text) for score, text in estimates],
         "strip": _strip(row, members, strips),
-        "commands": list(dict.fromkeys(commands)),
+        "commands": merged(commands),
         "imported": sorted(f"{origin.file}, line {origin.line}" for origin in origins),
     }
 
@@ -89,3 +94,17 @@ def _strip(row: Row, members: Sequence[Scored], strips: Mapping[str, str]) -> di
         return None
     first = order[0]
     return {"link": strips[first.name], "identity": first.identity, "attack": first.attack}
+
+
+def merged(commands: Iterable[str]) -> list[str]:
+    """Return distinct commands; those that differ in the numbers of identities alone become one."""
+    numbers: dict[str, list[str]] = defaultdict(list)  # by the command with a gap
+    for command in commands:
+        words = IDENTITIES.search(command)
+        numbers[IDENTITIES.sub(GAP, command)] += (
+            words[1].replace(" ", "").split(",") if words else []
+        )
+    return [
+        command.replace(GAP, f"'dataset.identities=[{','.join(dict.fromkeys(identities))}]'")
+        for command, identities in numbers.items()
+    ]

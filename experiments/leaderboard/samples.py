@@ -77,15 +77,12 @@ def _arms(records: Iterable[Scored]) -> pd.DataFrame:
 
     Records without a protection come before others: their names stay where victims are equal.
     """
-    records = sorted(
-        records,
-        key=lambda record: (
-            natural(record.identity),
-            record.seed,
-            record.attack != UNPROTECTED,
-            record.name,
-        ),
-    )
+
+    def order(record: Scored) -> tuple:
+        place = natural(record.identity), record.seed
+        return *place, record.attack != UNPROTECTED, record.name
+
+    records = sorted(records, key=order)
     settings, methods = settings_of(records), methods_of(records)
     rows = []
     for record in records:
@@ -127,7 +124,8 @@ def _victims(arms: pd.DataFrame) -> pd.DataFrame:
 
 
 def joined(tuples: Iterable[tuple]) -> tuple:
-    return tuple(sorted(set(chain.from_iterable(tuples))))
+    """Return the distinct entries of tuples, in their order."""
+    return tuple(dict.fromkeys(chain.from_iterable(tuples)))
 
 
 def _of_people(victims: pd.DataFrame, people: Runs) -> pd.DataFrame:

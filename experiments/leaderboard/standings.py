@@ -9,7 +9,6 @@ from eval.metrics import METRICS
 from eval.statistics import Estimate, estimate, holm, signed_rank_p_value, signed_rank_sum
 from experiments.leaderboard.names import Setting
 from experiments.leaderboard.samples import (
-    FACTS,
     FEWEST,
     SCORES,
     UNPROTECTED,
@@ -50,9 +49,9 @@ class Test:
 class Row:
     """A method at a budget in a setting.
 
-    `scores` has the metrics that were measured. `unranked` is the reason why the row has no rank, or
-    empty. The means of a row that is not `comparable` are over other people or seeds than those of
-    the other rows. `other_photos` names the people whose photos are not those of most rows.
+    `scores` has the metrics that were measured. `unranked` is the reason why the row has no rank;
+    it may be empty. The means of a row that is not `comparable` are over other people or seeds than
+    those of most rows. `other_photos` names the people whose photos differ from those of most rows.
     """
 
     setting: Setting
@@ -105,27 +104,28 @@ def standings(records: Iterable[Scored]) -> list[Row]:
 
 def _ranked(group: pd.DataFrame) -> list[Row]:
     """Return the rows of a group of samples in their order, with ranks and tests."""
-    scores = group.pivot(index=["identity", "seed"], columns="key", values=SCORE)
-    rows = {key: _row(sample) for key, sample in group.groupby("key")}
+    scores = group.pivot(index="identity", columns=["key", "seed"], values=SCORE)
+    scores = scores.loc[sorted(scores.index, key=natural)]
+    samples_of = dict(list(group.groupby("key")))
     # means are compared over the people who have the score that ranks
-    scored = dict(list(group.dropna(subset=SCORE).groupby("key")))
-    people = {key: runs_of(scored[key]) if key in scored else rows[key].runs for key in rows}
-    protected = [key for key, row in rows.items() if not row.is_unprotected]
-    usual = usual_people(people[key] for key in protected or rows)
+    people = {
+        key: runs_of(sample.dropna(subset=SCORE)) or runs_of(sample)
+        for key, sample in samples_of.items()
+    }
+    protected = [key for key in samples_of if key != UNPROTECTED]
+    usual = usual_people(people[key] for key in protected or samples_of)
     other_photos = _other_photos(group)
-    for key in rows:
-        row = replace(rows[key], comparable=people[key] == usual)
-        row = replace(row, other_photos=other_photos.get(key, ()))
-        rows[key] = replace(row, unranked=_reason(row))
+    rows = {
+        key: _row(sample, people[key] == usual, other_photos.get(key, ()))
+        for key, sample in samples_of.items()
+    }
     order = sorted(rows, key=lambda key: _best_first(rows[key]))
     fit = [key for key in order if not rows[key].unranked]
     # of several variants the one that is named like the placebo, else the one that protects best
-    placebos = sorted(
-        (key for key in order if rows[key].attack == PLACEBO),
-        key=lambda key: rows[key].method != PLACEBO,
-    )
-    for name, opponents in zip(TESTS, (placebos, fit), strict=True):
-        for key, test in _tests(protected, fit, opponents[0], scores).items() if opponents else ():
+    placebos = [key for key in order if rows[key].attack == PLACEBO]
+    placebo = min(placebos, key=lambda key: rows[key].method != PLACEBO, default=None)
+    for name, opponent in zip(TESTS, (placebo, next(iter(fit), None)), strict=True):
+        for key, test in _tests(protected, fit, opponent, scores).items():
             rows[key] = replace(rows[key], **{name: test})
     if fit and (reason := _undecidable(len(fit), max(rows[key].score.n for key in fit))):
         rows |= {key: replace(rows[key], unranked=reason) for key in fit}
@@ -136,22 +136,24 @@ def _ranked(group: pd.DataFrame) -> list[Row]:
     return sorted(ordered, key=lambda row: (not row.comparable, bool(row.unranked), row.rank or 0))
 
 
-def _row(sample: pd.DataFrame) -> Row:
-    """Return the row of samples of one method, without its place among others."""
+def _row(sample: pd.DataFrame, comparable: bool, other_photos: tuple[str, ...]) -> Row:
+    """Return the row of samples of one method, without a rank."""
     first = sample.iloc[0]
     values = sample.groupby("identity", sort=False)[SCORES].mean()  # over the seeds
     present = {metric: values[metric].dropna().tolist() for metric in SCORES}
-    records, processors, _ = (joined(sample[fact]) for fact in FACTS)
-    return Row(
+    row = Row(
         setting=first["setting"],
         eps=float(first["eps"]),
         attack=first["attack"],
         method=first["method"],
         runs=runs_of(sample),
-        scores={metric: _rounded(estimate(of)) for metric, of in present.items() if of},
-        records=records,
-        processors=processors,
+        scores={name: _rounded(estimate(numbers)) for name, numbers in present.items() if numbers},
+        records=joined(sample["records"]),
+        processors=tuple(sorted(joined(sample["processors"]))),
+        other_photos=other_photos,
+        comparable=comparable,
     )
+    return replace(row, unranked=_reason(row))
 
 
 def _other_photos(group: pd.DataFrame) -> dict[str, tuple[str, ...]]:
@@ -191,9 +193,11 @@ def _best_first(row: Row) -> tuple[bool, float, str]:
 
 
 def _tests(
-    keys: Sequence[str], fit: Sequence[str], opponent: str, scores: pd.DataFrame
+    keys: Sequence[str], fit: Sequence[str], opponent: str | None, scores: pd.DataFrame
 ) -> dict[str, Test]:
     """Return the comparison of each row with the opponent; p-values if both are `fit` to rank."""
+    if opponent is None:
+        return {}
     p_values = _p_values(fit, opponent, scores) if opponent in fit else {}
     differences = {key: _differences(scores, key, opponent) for key in keys if key != opponent}
     return {
@@ -239,8 +243,7 @@ def _differences(scores: pd.DataFrame, key: str, opponent: str) -> list[float]:
 
     Each is over the seeds that both have: the victims of one seed start from the same noise.
     """
-    differences = (scores[key] - scores[opponent]).dropna().groupby(level="identity").mean()
-    return [differences[identity] for identity in sorted(differences.index, key=natural)]
+    return (scores[key] - scores[opponent]).mean(axis=1).dropna().tolist()
 
 
 def _rounded(values: Estimate) -> Estimate:

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.leaderboard.board import LEADERBOARD, RECORDS, leaderboard, links, main, read
 from experiments.leaderboard.figures import figures
+from experiments.leaderboard.page import merged
 from experiments.leaderboard.standings import standings
 from experiments.records.record import write
 
@@ -277,6 +278,18 @@ def test_a_broken_record_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: .*x\.json: schema_version is None"):
         main(["--records", str(tmp_path), "--output-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_commands_that_differ_in_identities_alone_are_one():
+    one, two, other = (
+        f"python run.py 'dataset.identities=[{n}]' seed=1" for n in ("1", "2, 3", "1")
+    )
+    by_name = "python run.py 'dataset.identities=[Ann]'"
+    assert merged([one, two, by_name, other, "python run.py", "python run.py"]) == [
+        "python run.py 'dataset.identities=[1,2,3]' seed=1",
+        by_name,
+        "python run.py",
+    ]
 
 
 def test_text_of_records_cannot_become_markup(made_up):

@@ -1,40 +1,44 @@
 """The page in a real browser: Debian's chromium, driven by playwright."""
 
-import io
 import shutil
 
 import pytest
 from PIL import Image
 
-from experiments.leaderboard.board import leaderboard
+from experiments.leaderboard.board import main
+from experiments.records.record import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("there is no chromium to open the page in", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+pytestmark = pytest.mark.slow
 RETENTION = "identity retention (sface) ↓"
 
 
 @pytest.fixture(scope="module")
 def page_file(benchmark_of, tmp_path_factory):
-    found = benchmark_of({"noise": 0.0, "aspl": 0.3, "simac": 0.1}, eps=(4, 16))
-    lora = benchmark_of({"simac": 0.05}, eps=(4,), customizer="lora")
-    found |= {f"lora_{name}": record for name, record in lora.items()}
-    strip = io.BytesIO()
-    Image.new("RGB", (120, 40), "teal").save(strip, "JPEG")
-    path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_text(leaderboard(found, {"aspl_4_2": strip.getvalue()})["index.html"])
-    return path
+    folder = tmp_path_factory.mktemp("results")
+    records = benchmark_of({"noise": 0.0, "aspl": 0.3, "simac": 0.1}, eps=(4, 16))
+    records += benchmark_of({"simac": 0.05}, eps=(4,), customizer="lora")
+    for record in records:
+        write(record, folder / "records")
+        if (record.attack, record.eps, record.identity) == ("aspl", 4, "2"):
+            (folder / "strips").mkdir()
+            Image.new("RGB", (120, 40), "teal").save(folder / "strips" / f"{record.name}.jpg")
+    board = folder / "leaderboard"
+    main(["--records", str(folder / "records"), "--output-dir", str(board)])
+    return board / "index.html"
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
         # no sandbox: root may have none, and the page is our own
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
@@ -44,8 +48,8 @@ def open_page(browser, page_file):
     def opened(**options):
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
-        page.asked, page.errors = [], []
-        page.on("request", lambda request: page.asked.append(request.url))
+        page.requests, page.errors = [], []
+        page.on("request", lambda request: page.requests.append(request.url))
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("console", lambda message: page.errors.append(message.text))
         page.goto(page_file.as_uri())
@@ -119,8 +123,11 @@ def test_a_row_opens_with_the_keyboard(open_page):
     assert detail.count() == 1
     assert detail.get_attribute("id") == button.get_attribute("aria-controls")
     picture = detail.get_by_role("img", name="Pictures of identity 2")
+    sync_api.expect(picture).to_have_js_property("naturalWidth", 120)
     assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [120, 40]
-    assert "python run.py attack=aspl dataset.identities=[2]" in detail.locator("pre").inner_text()
+    identities = ",".join(map(str, range(12)))
+    command = f"python run.py attack=aspl 'dataset.identities=[{identities}]'"
+    assert detail.locator("pre").inner_text() == command
     page.keyboard.press("Space")
     assert button.get_attribute("aria-expanded") == "false"
     assert detail.count() == 0
@@ -162,12 +169,20 @@ def test_the_columns_are_explained_to_the_keyboard(open_page):
     assert reading.is_visible()
 
 
-def test_nothing_is_fetched(open_page, page_file):
+def test_nothing_is_fetched_but_pictures_of_the_repository(open_page, page_file):
     page = open_page()
     page.locator("button.open").first.click()
-    outside = [url for url in page.asked if not url.startswith("data:")]
-    assert outside == [page_file.as_uri()]
-    assert not page.errors  # what the page's policy blocks would be told on the console
+    figures = page.locator(".figures img").all()
+    assert len(figures) == 2
+    for figure in figures:
+        figure.scroll_into_view_if_needed()
+        sync_api.expect(figure).to_have_js_property("complete", True)
+        assert figure.evaluate("image => image.naturalWidth") > 100
+    page.wait_for_load_state("networkidle")
+    results = page_file.parents[1].as_uri()
+    assert {url.rpartition(".")[2] for url in page.requests} == {"html", "jpg", "svg"}
+    assert all(url.startswith(f"{results}/") for url in page.requests)
+    assert not page.errors  # the console would tell what the page's policy blocks
 
 
 def test_light_and_dark(open_page):
