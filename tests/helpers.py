@@ -140,3 +140,9 @@ def start_python(code: str, *arguments: object) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def retentions(records, attack) -> list[float]:
+    """Return the identity retention of an attack's protected victims, in the order of the records."""
+    chosen = [record for record in records if record.attack == attack]
+    return [record.scores.protected.identity_retention for record in chosen]

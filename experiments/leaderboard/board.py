@@ -24,7 +24,6 @@ from experiments.leaderboard.columns import (
     MARK,
     SHOWN,
     columns,
-    differences,
     identities_text,
     rank_text,
 )
@@ -152,7 +151,7 @@ def _code(text: str) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    shown = [*columns(rows, SHOWN), *differences(rows)]
+    shown = columns(rows, SHOWN)
     headings = ["rank", "method", "identities", *(_plain(column.heading) for column in shown)]
     cells = [
         [
@@ -168,12 +167,12 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _scores(rows: Sequence[Row]) -> str:
     settings = [field.name for field in fields(Setting) if field.name != "digest"]
-    shown, compared = columns(rows, METRICS), differences(rows)
-    ends = ("mean", "low", "high", "n")
+    shown, ends = columns(rows, METRICS), ("mean", "low", "high", "n")
     headings = [*settings, "eps", "method", "rank", "unranked", "comparable", "identities", "seeds"]
     headings += ["processors", "other_photos"]
-    headings += [f"{column.name} {end}" for column in shown for end in ends]
-    headings += [f"{column.name} {end}" for column in compared for end in (*ends, "p_value")]
+    for column in shown:
+        headings += [f"{column.name} {end}" for end in ends]
+        headings += [f"{column.name} p_value"] if column.test else []
     lines = []
     for row in rows:
         line = [getattr(row.setting, name) for name in settings]
@@ -182,9 +181,7 @@ def _scores(rows: Sequence[Row]) -> str:
         line += ["; ".join(row.processors), ", ".join(row.other_photos)]
         for column in shown:
             line += [getattr(column.estimate(row), end, None) for end in ends]
-        for column in compared:
-            line += [getattr(column.estimate(row), end, None) for end in ends]
-            line.append(getattr(column.comparison(row), "p_value", None))
+            line += [column.p_value(row)] if column.test else []
         lines.append(tuple(line))
     file = io.StringIO()
     # unprotected photos have no budget, and their row stands beside each budget

@@ -1,11 +1,11 @@
 """The columns of the leaderboard's tables, and their cells as text."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from eval.metrics import METRICS
 from eval.statistics import Estimate
-from experiments.leaderboard.standings import SCORE, TESTS, Row, Test
+from experiments.leaderboard.standings import SCORE, TESTS, Row
 
 # the scores that a reader sees, with headings of this page; scores.csv has all
 SHOWN = {
@@ -25,86 +25,76 @@ MARK = "†"  # of rows with fewer
 
 @dataclass(frozen=True)
 class Column:
-    """A score of one recognizer, or of none if the score needs none."""
+    """A score of one recognizer, or of none if the score needs none.
+
+    With a test, one of TESTS, the column shows the difference of this score to the opponent's.
+    """
 
     metric: str
     backbone: str | None
+    test: str | None = None
 
     @property
     def name(self) -> str:
-        return _with_backbone(self.metric, self.backbone)
+        name = _with_backbone(self.metric, self.backbone)
+        return f"{self.test} {name}" if self.test else name
 
     @property
     def heading(self) -> str:
-        arrow = "↓" if METRICS[self.metric]["direction"] == "lower" else "↑"
-        return f"{_with_backbone(SHOWN[self.metric], self.backbone)} {arrow}"
+        heading = _with_backbone(SHOWN[self.metric], self.backbone)
+        if self.test:
+            return f"{heading} against {OPPONENTS[self.test]}"
+        return f"{heading} {'↓' if METRICS[self.metric]['direction'] == 'lower' else '↑'}"
 
     @property
     def description(self) -> str:
-        return METRICS[self.metric]["description"]
-
-    def estimate(self, row: Row) -> Estimate | None:
-        fits = self.backbone in (None, row.setting.backbone)
-        return row.scores.get(self.metric) if fits else None
-
-    def text(self, row: Row) -> str:
-        return _text(self.estimate(row), self.metric, len(row.identities))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A comparison of the ranking score of one recognizer; `test` is of TESTS."""
-
-    test: str
-    backbone: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.test} {_with_backbone(SCORE, self.backbone)}"
-
-    @property
-    def heading(self) -> str:
-        return f"{_with_backbone(SHOWN[SCORE], self.backbone)} against {OPPONENTS[self.test]}"
-
-    @property
-    def description(self) -> str:
+        if not self.test:
+            return METRICS[self.metric]["description"]
         return (
             f"Mean difference, the row's less that of {OPPONENTS[self.test]}, over the identities "
             "that both have, with its interval; p is corrected"
         )
 
-    def comparison(self, row: Row) -> Test | None:
-        return getattr(row, self.test) if self.backbone == row.setting.backbone else None
-
     def estimate(self, row: Row) -> Estimate | None:
-        comparison = self.comparison(row)
-        return comparison and comparison.mean
+        if self.backbone not in (None, row.setting.backbone):
+            return None
+        if self.test:
+            return row.tests[self.test].mean if self.test in row.tests else None
+        return row.scores.get(self.metric)
+
+    def p_value(self, row: Row) -> float | None:
+        fits = self.backbone == row.setting.backbone and self.test in row.tests
+        return row.tests[self.test].p_value if fits else None
 
     def text(self, row: Row) -> str:
-        text = _text(self.estimate(row), SCORE, len(row.identities), "+")
-        comparison = self.comparison(row)
-        if comparison is None or comparison.p_value is None:
-            return text
-        p_value = comparison.p_value
-        return f"{text}, " + ("p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}")
+        """Return the cell: mean, interval, number of identities if some lack it, p-value."""
+        score, p_value = self.estimate(row), self.p_value(row)
+        if score is None:
+            return ""
+        factor, form = METRICS[self.metric]["factor"], METRICS[self.metric]["format"]
+        form = f"+{form}" if self.test else form
+        text = f"{factor * score.mean:{form}}"
+        if score.low is not None:
+            text += f" [{factor * score.low:{form}}, {factor * score.high:{form}}]"
+        if score.n != len(row.identities):
+            text += f" (n={score.n})"
+        if p_value is not None:
+            text += ", p < 0.0001" if p_value < 0.0001 else f", p = {p_value:.2g}"
+        return text
 
 
-def columns(rows: Iterable[Row], metrics: Iterable[str]) -> list[Column]:
-    """Return the columns that hold any value, those of each metric side by side."""
-    pairs = {
+def columns(rows: Sequence[Row], metrics: Iterable[str]) -> list[Column]:
+    """Return the columns that hold any value, those of each metric side by side, tests last."""
+    scores = {
         (metric, row.setting.backbone if METRICS[metric]["backbone"] else None)
         for row in rows
         for metric in row.scores
     }
-    order = list(metrics)
-    shown = [pair for pair in pairs if pair[0] in order]
-    return [Column(*pair) for pair in sorted(shown, key=lambda c: (order.index(c[0]), c[1] or ""))]
-
-
-def differences(rows: Iterable[Row]) -> list[Difference]:
-    """Return the columns of the comparisons that were made, of each recognizer."""
-    pairs = {(test, row.setting.backbone) for row in rows for test in TESTS if getattr(row, test)}
-    return [Difference(*pair) for pair in sorted(pairs, key=lambda c: (TESTS.index(c[0]), c[1]))]
+    tests = {(test, row.setting.backbone) for row in rows for test in row.tests}
+    by_backbone = sorted(scores, key=lambda pair: pair[1] or "")
+    shown = [Column(*pair) for metric in metrics for pair in by_backbone if pair[0] == metric]
+    compared = sorted(tests, key=lambda pair: (TESTS.index(pair[0]), pair[1]))
+    return [*shown, *(Column(SCORE, backbone, test) for test, backbone in compared)]
 
 
 def rank_text(row: Row) -> str:
@@ -118,13 +108,3 @@ def identities_text(row: Row) -> str:
 
 def _with_backbone(name: str, backbone: str | None) -> str:
     return f"{name} ({backbone})" if backbone else name
-
-
-def _text(score: Estimate | None, metric: str, identities: int, sign: str = "") -> str:
-    if score is None or score.mean is None:
-        return ""
-    factor, form = METRICS[metric]["factor"], METRICS[metric]["format"]
-    text = f"{factor * score.mean:{sign}{form}}"
-    if score.low is not None:
-        text += f" [{factor * score.low:{sign}{form}}, {factor * score.high:{sign}{form}}]"
-    return text if score.n == identities else f"{text} (n={score.n})"

@@ -1,7 +1,7 @@
 """The names of settings and methods that readers see."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from experiments.records.record import OWN, Scored
@@ -10,7 +10,7 @@ AS_ASSUMED = "as_assumed"
 DIGEST_LETTERS = 4  # of a digest beside a name that another row has too
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, order=True)
 class Setting:
     """The adversary and the scorer: all that decides numbers but the method and its budget.
 
@@ -26,9 +26,9 @@ class Setting:
     adversary: str
     surrogate_model: str
     backbone: str
-    source: str = OWN
-    details: str = ""
-    digest: str = ""
+    source: str
+    details: str
+    digest: str
 
     @property
     def heading(self) -> str:
@@ -58,19 +58,10 @@ class Setting:
         return self.dataset, self.customizer, treated, self.clean_photos, adverse, self
 
 
-def settings_of(records: Iterable[Scored]) -> dict[tuple, Setting]:
+def settings_of(records: Sequence[Scored]) -> dict[tuple, Setting]:
     """Return the settings of records by their keys."""
     details = labels((record.setting_key, record.details) for record in records)
-    fields = [name for name in Setting.__dataclass_fields__ if name != "details"]
-    return {
-        key: Setting(**dict(zip(fields, key, strict=True)), details=text)
-        for key, text in details.items()
-    }
-
-
-def methods_of(records: Iterable[Scored]) -> dict[tuple, str]:
-    """Return the names of the methods of records by the keys of their rows."""
-    return labels((record.row_key, record.method) for record in records)
+    return {key: Setting(*key[:-1], words, key[-1]) for key, words in details.items()}
 
 
 def labels(names: Iterable[tuple[tuple, str]]) -> dict[tuple, str]:

@@ -9,10 +9,7 @@ import jinja2
 
 from experiments.leaderboard.columns import (
     SHOWN,
-    Column,
-    Difference,
     columns,
-    differences,
     identities_text,
     rank_text,
 )
@@ -35,7 +32,6 @@ def page(
     `strips` has links to strips of pictures by records' names, `drawn` the figures by file name.
     Each line of `reading` says how to read the page.
     """
-    shown = [*columns(rows, SHOWN), *differences(rows)]
     environment = jinja2.Environment(
         autoescape=True,
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -51,34 +47,25 @@ def page(
         "eps": [f"{eps:g}" for eps in sorted({row.eps for row in rows})],
     }
     return environment.get_template("page.html").render(
-        rows=[_entry(row, shown, records, strips) for row in rows],
+        rows=[
+            (row, _details(row, [records[name] for name in row.records], strips)) for row in rows
+        ],
         choices=choices,
-        columns=[(column.heading, column.description) for column in shown],
+        columns=columns(rows, SHOWN),
+        rank_text=rank_text,
+        identities_text=identities_text,
         figures=[(name, title) for name, (title, _) in drawn.items()],
         count=len(records),
         reading=reading,
     )
 
 
-def _entry(
-    row: Row,
-    shown: Sequence[Column | Difference],
-    records: Mapping[str, Scored],
-    strips: Mapping[str, str],
-) -> dict:
-    """Return what the page shows of a row beside the row's own fields."""
-    members = [records[name] for name in row.records]
-    estimates = [(column.estimate(row), column.text(row)) for column in shown]
+def _details(row: Row, members: Sequence[Scored], strips: Mapping[str, str]) -> dict:
+    """Return what an opened row shows beside the row's own entries."""
     origins = [record.imported for record in members if isinstance(record, Imported)]
-    commands = [record.command for record in members if isinstance(record, Record)]
     return {
-        "row": row,
-        "eps": f"{row.eps:g}",
-        "rank": rank_text(row),
-        "identities": identities_text(row),
-        "scores": [(score.mean if score else None, text) for score, text in estimates],
         "strip": _strip(row, members, strips),
-        "commands": merged(commands),
+        "commands": merged(record.command for record in members if isinstance(record, Record)),
         "imported": sorted(f"{origin.file}, line {origin.line}" for origin in origins),
     }
 

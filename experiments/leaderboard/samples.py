@@ -2,13 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 
 import pandas as pd
 
 from eval.metrics import METRICS
-from experiments.leaderboard.names import methods_of, settings_of
+from experiments.leaderboard.names import labels, settings_of
 from experiments.records.record import Record, Scored, natural
 
 UNPROTECTED = "none"
@@ -46,15 +46,6 @@ def samples(records: Iterable[Scored]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else arms
 
 
-def twins(records: Iterable[Scored]) -> Iterator[tuple[Scored, Scored]]:
-    """Yield each two records of one row, identity and seed."""
-    first: dict[tuple, Scored] = {}
-    for record in sorted(records, key=lambda record: record.name):
-        twin = first.setdefault((*record.row_key, record.identity, record.seed), record)
-        if twin is not record:
-            yield twin, record
-
-
 def runs_of(sample: pd.DataFrame) -> Runs:
     """Return the identities and seeds of the rows of a method: means over others do not compare."""
     seeds = sample.groupby("identity", sort=False)["seed"]
@@ -83,7 +74,8 @@ def _arms(records: Iterable[Scored]) -> pd.DataFrame:
         return *place, record.attack != UNPROTECTED, record.name
 
     records = sorted(records, key=order)
-    settings, methods = settings_of(records), methods_of(records)
+    settings = settings_of(records)
+    methods = labels((record.row_key, record.method) for record in records)
     rows = []
     for record in records:
         place = {

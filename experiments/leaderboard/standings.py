@@ -1,7 +1,7 @@
 """Samples as rows of a leaderboard: means over identities, paired tests, ranks."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
@@ -16,7 +16,6 @@ from experiments.leaderboard.samples import (
     joined,
     runs_of,
     samples,
-    twins,
     usual_people,
 )
 from experiments.records.record import Scored, natural
@@ -49,9 +48,10 @@ class Test:
 class Row:
     """A method at a budget in a setting.
 
-    `scores` has the metrics that were measured. `unranked` is the reason why the row has no rank;
-    it may be empty. The means of a row that is not `comparable` are over other people or seeds than
-    those of most rows. `other_photos` names the people whose photos differ from those of most rows.
+    `scores` has the metrics that were measured, `tests` those of TESTS that were made. `unranked`
+    is the reason why the row has no rank; it may be empty. The means of a row that is not
+    `comparable` are over other people or seeds than those of most rows. `other_photos` names the
+    people whose photos differ from those of most rows.
     """
 
     setting: Setting
@@ -62,12 +62,11 @@ class Row:
     scores: Mapping[str, Estimate]
     records: tuple[str, ...]
     processors: tuple[str, ...]
-    other_photos: tuple[str, ...] = ()
-    comparable: bool = True
-    rank: int | None = None
+    other_photos: tuple[str, ...]
+    comparable: bool
     unranked: str = ""
-    against_placebo: Test | None = None
-    against_best: Test | None = None
+    rank: int | None = None
+    tests: Mapping[str, Test] = field(default_factory=dict)
 
     @property
     def is_unprotected(self) -> bool:
@@ -92,12 +91,15 @@ def standings(records: Iterable[Scored]) -> list[Row]:
     Rows that are not comparable come last in their group, a budget of a setting. Raises
     StandingsError for two records of one row, identity and seed.
     """
-    records = list(records)
-    for record, twin in twins(records):
-        raise StandingsError(
-            f"{record.name} and {twin.name} are of one row, identity ({record.identity}) and seed "
-            f"({record.seed}): delete one"
-        )
+    records = sorted(records, key=lambda record: record.name)
+    places: dict[tuple, str] = {}
+    for record in records:
+        place = (*record.row_key, record.identity, record.seed)
+        if places.setdefault(place, record.name) != record.name:
+            raise StandingsError(
+                f"{places[place]} and {record.name} are of one row, identity ({record.identity}) "
+                f"and seed ({record.seed}): delete one"
+            )
     groups = samples(records).groupby(["setting", "eps"], sort=False)
     return [row for _, group in groups for row in _ranked(group)]
 
@@ -126,7 +128,7 @@ def _ranked(group: pd.DataFrame) -> list[Row]:
     placebo = min(placebos, key=lambda key: rows[key].method != PLACEBO, default=None)
     for name, opponent in zip(TESTS, (placebo, next(iter(fit), None)), strict=True):
         for key, test in _tests(protected, fit, opponent, scores).items():
-            rows[key] = replace(rows[key], **{name: test})
+            rows[key] = replace(rows[key], tests={**rows[key].tests, name: test})
     if fit and (reason := _undecidable(len(fit), max(rows[key].score.n for key in fit))):
         rows |= {key: replace(rows[key], unranked=reason) for key in fit}
         fit = []

@@ -1,14 +1,9 @@
 import pytest
-from helpers import by_method
+from helpers import by_method, retentions
 
 from eval.statistics import paired_comparison
 from experiments.leaderboard.samples import usual_people
 from experiments.leaderboard.standings import standings
-
-
-def retentions(records, attack):
-    chosen = [record for record in records if record.attack == attack]
-    return [record.scores.protected.identity_retention for record in chosen]
 
 
 def test_rows_on_other_people_come_last_and_have_no_rank(benchmark_of):
@@ -23,10 +18,10 @@ def test_rows_on_other_people_come_last_and_have_no_rank(benchmark_of):
         ("fsmg", False, "other identities or seeds"),
     ]
     # the paired difference compares such a row, over the people whom both have
-    few = rows[3].against_placebo
+    few = rows[3].tests["against_placebo"]
     plain = paired_comparison(retentions(more, "aspl"), retentions(usual, "noise")[:4])
     assert few.mean.mean == pytest.approx(plain.difference.mean, rel=1e-5)
-    assert (few.mean.n, few.p_value, rows[4].against_best.mean.n) == (4, None, 11)
+    assert (few.mean.n, few.p_value, rows[4].tests["against_best"].mean.n) == (4, None, 11)
 
 
 def test_means_over_other_people_who_have_the_score_do_not_rank(made_up):
@@ -41,7 +36,7 @@ def test_means_over_other_people_who_have_the_score_do_not_rank(made_up):
     assert rows["easy"].score.mean < rows["hard"].score.mean
     assert (rows["hard"].rank, rows["noise"].rank, rows["easy"].rank) == (1, 2, None)
     assert rows["easy"].unranked == "other identities or seeds"
-    assert rows["easy"].against_best.mean.mean == pytest.approx(0.1)
+    assert rows["easy"].tests["against_best"].mean.mean == pytest.approx(0.1)
 
 
 def test_differences_are_of_the_seeds_that_both_have(made_up):
@@ -55,11 +50,11 @@ def test_differences_are_of_the_seeds_that_both_have(made_up):
         for seed in seeds[attack]
     ]
     rows = by_method(standings(records))
-    assert rows["simac"].against_placebo.mean.mean == pytest.approx(-0.3)
-    assert rows["aspl"].against_placebo.mean.mean == pytest.approx(-0.2)
+    assert rows["simac"].tests["against_placebo"].mean.mean == pytest.approx(-0.3)
+    assert rows["aspl"].tests["against_placebo"].mean.mean == pytest.approx(-0.2)
     apart = [record for record in records if record.attack != "noise"]
     apart += [made_up(attack="noise", identity=str(i), seed=2) for i in range(3)]
-    assert by_method(standings(apart))["simac"].against_placebo is None
+    assert not by_method(standings(apart))["simac"].tests
 
 
 def test_rows_of_other_photos_are_named(made_up):
@@ -98,7 +93,7 @@ def test_methods_without_the_ranking_score_or_shared_identities(made_up):
     assert rows["aspl"].unranked == "no identity retention"
     assert (rows["simac"].rank, rows["simac"].comparable) == (1, True)
     assert rows["fsmg"].unranked == "other identities or seeds"
-    assert rows["fsmg"].against_best is None  # nobody is in both
+    assert "against_best" not in rows["fsmg"].tests  # nobody is in both
 
 
 def test_means_over_other_seeds_do_not_compare(benchmark_of):
