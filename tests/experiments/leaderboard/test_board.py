@@ -14,8 +14,6 @@ from experiments.leaderboard.page import merged
 from experiments.leaderboard.standings import standings
 from experiments.records.record import write
 
-NAMES_OF_PROCESSORS = ("protect", "unprotected", "protected")
-
 
 def made(records, strips=None):
     return leaderboard({record.name: record for record in records}, strips)
@@ -138,12 +136,9 @@ def test_rows_on_other_people_have_a_table_of_their_own(benchmark_of):
 
 
 def test_rows_of_several_processors_say_so(benchmark_of):
-    kinds = {"A": {"noise": 0, "aspl": 0.2}, "B": {"simac": 0.3}}
-    records = [
-        record
-        for kind, levels in kinds.items()
-        for record in benchmark_of(levels, processors=dict.fromkeys(NAMES_OF_PROCESSORS, kind))
-    ]
+    a, b = (dict.fromkeys(("protect", "unprotected", "protected"), kind) for kind in "AB")
+    records = benchmark_of({"noise": 0, "aspl": 0.2}, processors=a)
+    records += benchmark_of({"simac": 0.3}, processors=b)
     files = made(in_order(records))
     assert "Computed on\n\n- B: `simac`\n- A: `aspl`, `noise`, `none`\n" in files["README.md"]
     assert files["index.html"].count("Computed on: B<") == 1
