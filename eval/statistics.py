@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean
 
 import numpy as np
@@ -36,11 +35,7 @@ def estimate(values: Sequence[float | None], *, seed: int = 0) -> Estimate:
     None, a value that could not be measured, is left out; `n` counts the remaining values. The
     interval of equal values has no width. A single value has no interval.
     """
-    return _estimate(tuple(float(value) for value in values if value is not None), seed)
-
-
-@lru_cache(maxsize=4096)  # an unprotected victim has equal scores beside many methods
-def _estimate(values: tuple[float, ...], seed: int) -> Estimate:
+    values = [float(value) for value in values if value is not None]
     n = len(values)
     if n < 2:
         return Estimate(mean=values[0] if values else None, low=None, high=None, n=n)
