@@ -143,6 +143,6 @@ def start_python(code: str, *arguments: object) -> subprocess.Popen:
 
 
 def retentions(records, attack) -> list[float]:
-    """Return the identity retention of an attack's protected victims, in the order of the records."""
+    """Return the retention of an attack's protected victims, in the order of the records."""
     chosen = [record for record in records if record.attack == attack]
     return [record.scores.protected.identity_retention for record in chosen]
