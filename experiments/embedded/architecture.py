@@ -1,6 +1,7 @@
-"""The embedded models before their training: Stable Diffusion's parts, made small."""
+"""The embedded models before their training: the parts of Stable Diffusion, made small."""
 
 import json
+from itertools import chain
 
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -8,52 +9,47 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIZE = 128  # pixels
 FACTOR = 8  # of the autoencoder, per side
-RARE_TOKENS = (
-    "sks",
-    "zwx",
-    "ukj",
-    "xjy",
-    "qzv",
-)  # single tokens that no caption uses, for customization
+RARE_TOKENS = ("sks", "zwx", "ukj", "xjy", "qzv")  # for customization: no caption has them
 PROMPT_WORDS = (
     "a an photo portrait picture dslr selfie close up of person man woman looking at the mirror in "
     "front eiffel tower riding bike on top mount fuji with and without wearing"
 )
-MAX_LENGTH = 32
-WIDTHS = {"tiny": (48, 96, 128, 160), "tiny_b": (32, 64, 80, 96)}  # of the UNets' levels
+MAX_LENGTH = 32  # tokens
+WIDTHS = {"tiny": (48, 96, 128, 160), "tiny_b": (32, 64, 80, 96)}  # of the levels of the UNets
 
 
 def make_tokenizer(captions: list[list[str]]) -> CLIPTokenizer:
     """Return a tokenizer in which every word of the captions and prompts, and each rare token, is
     one token.
+
+    Equal captions give equal numbers of the tokens.
     """
-    words = {
-        word
-        for texts in captions
-        for text in texts
-        for word in text.replace(",", " ").replace("-", " ").split()
-    }
-    words |= {*RARE_TOKENS, *PROMPT_WORDS.split(), *"abcdefghijklmnopqrstuvwxyz0123456789.,-'@!?"}
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    bpe = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
+    text = " ".join(chain.from_iterable(captions)).replace(",", " ").replace("-", " ")
+    words = {*text.split(), *PROMPT_WORDS.split(), *RARE_TOKENS}
+    words |= {*"abcdefghijklmnopqrstuvwxyz0123456789.,-'@!?"}
+    start, end, word_end = "<|startoftext|>", "<|endoftext|>", "</w>"
+    # By itself the trainer would number the last letters of words in another order at every call.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    alphabet += [letter + word_end for letter in sorted({word[-1] for word in words})]
+    bpe = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix=word_end))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     trainer = trainers.BpeTrainer(
         vocab_size=10_000,
         min_frequency=1,
-        special_tokens=[start, end],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        end_of_word_suffix="</w>",
+        special_tokens=[start, end, *alphabet],
+        end_of_word_suffix=word_end,
         show_progress=False,
     )
     bpe.train_from_iterator(sorted(words), trainer)
-    learned = json.loads(bpe.to_str())["model"]
-    merges = [tuple(pair) for pair in learned["merges"]]
-    return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=MAX_LENGTH)
+    model = json.loads(bpe.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=MAX_LENGTH)
 
 
 def new_autoencoder() -> AutoencoderKL:
+    """Return an autoencoder of 8 latent channels with random weights."""
     return AutoencoderKL(
         sample_size=SIZE,
         latent_channels=8,
@@ -66,6 +62,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Return a text encoder of 3 layers for the tokens of `tokenizer` with random weights."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -82,7 +79,10 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_unet(model: str) -> UNet2DConditionModel:
-    """Return a UNet of four levels; attention at the finest would cost as much as all the rest."""
+    """Return a UNet of four levels, of the widths of `model`, with random weights.
+
+    The finest level has no attention, which would cost as much as all the rest.
+    """
     return UNet2DConditionModel(
         sample_size=SIZE // FACTOR,
         in_channels=8,
@@ -92,23 +92,13 @@ def new_unet(model: str) -> UNet2DConditionModel:
         norm_num_groups=8,
         cross_attention_dim=128,
         attention_head_dim=4,
-        down_block_types=(
-            "DownBlock2D",
-            "CrossAttnDownBlock2D",
-            "CrossAttnDownBlock2D",
-            "DownBlock2D",
-        ),
-        up_block_types=(
-            "UpBlock2D",
-            "CrossAttnUpBlock2D",
-            "CrossAttnUpBlock2D",
-            "UpBlock2D",
-        ),
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
     )
 
 
 def new_scheduler() -> DDPMScheduler:
-    """Stable Diffusion's noise schedule."""
+    """Return Stable Diffusion's noise schedule."""
     return DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

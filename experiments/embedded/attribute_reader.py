@@ -1,5 +1,6 @@
-"""Reads the attributes of a portrait off its pixels: a small network that learnt from the
-renderer, for checks of whether a model follows its prompt.
+"""A small network that reads attributes off a portrait, to check whether a model follows prompts.
+
+It learns from portraits whose attributes the renderer knows.
 """
 
 from pathlib import Path
@@ -22,9 +23,8 @@ from anticustom.portraits import (
 )
 from anticustom.portraits.people import BEARDS, HAIR_COLOURS
 
-# numbers of people that no other training uses
-FIRST = TRAINING_IDENTITIES_FROM + 500_000
-SIZE = 64  # pixels at which it looks
+FIRST = TRAINING_IDENTITIES_FROM + 500_000  # identities from here on are in no other training
+SIZE = 64  # pixels of the images that the network sees
 VALUES = {
     "hair": ("hidden", *HAIR_COLOURS),
     "beard": BEARDS,
@@ -35,7 +35,7 @@ VALUES = {
 
 
 def attributes(who: Person, when: Shot) -> dict[str, str]:
-    """Return what VALUES lists, as the renderer was told."""
+    """Return the value of every attribute in VALUES that the renderer draws."""
     hidden = who.hat != "none" or who.hair_style in ("bald", "buzzed", "receding")
     return {
         "hair": "hidden" if hidden else who.hair_colour,
@@ -66,11 +66,10 @@ class AttributeReader(nn.Module):
     @torch.no_grad()
     def read(self, images: Tensor) -> list[dict[str, str]]:
         """Return the likeliest value of every attribute for each image (n, 3, h, w) in [0, 1]."""
-        size = (SIZE, SIZE)
-        images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        found = {name: logits.argmax(1).tolist() for name, logits in self(images).items()}
+        images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
+        logits = self(images)
         return [
-            {name: VALUES[name][indices[k]] for name, indices in found.items()}
+            {name: values[logits[name][k].argmax()] for name, values in VALUES.items()}
             for k in range(len(images))
         ]
 
@@ -89,7 +88,7 @@ def trained_reader(file: Path, portraits: int = 8000, epochs: int = 8) -> Attrib
     for _ in tqdm(range(epochs), desc="attribute reader"):
         for chosen in torch.randperm(portraits)[: portraits // 64 * 64].split(64):
             x = images[chosen]
-            # samples of a model are softer and noisier than what the renderer draws
+            # the samples of a model are softer and noisier than rendered portraits
             x = F.avg_pool2d(x, 3, 1, 1) if torch.rand(()) < 0.5 else x
             logits = reader(x + 0.02 * torch.randn_like(x))
             loss = sum(F.cross_entropy(logits[name], labels[name][chosen]) for name in VALUES)
@@ -103,16 +102,21 @@ def trained_reader(file: Path, portraits: int = 8000, epochs: int = 8) -> Attrib
 
 
 def labelled_portraits(identities: range) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return one portrait of each identity in a random scene and style, with its labels."""
-    images, labels = [], {name: [] for name in VALUES}
-    for chunk in tqdm(torch.tensor(identities).split(50), desc="labelled portraits"):
-        people, shots = [], []
-        for number in chunk.tolist():
-            rng = np.random.default_rng((number, 0xA77))
-            scene, style = str(rng.choice(SCENES)), str(rng.choice(STYLES))
-            people.append(person(number))
-            shots.append(shot(number, 0, style=style, scene=scene))
-            for name, value in attributes(people[-1], shots[-1]).items():
-                labels[name].append(VALUES[name].index(value))
-        images.append(render(people, shots, SIZE))
-    return torch.cat(images), {name: torch.tensor(values) for name, values in labels.items()}
+    """Return one portrait of each identity in a random scene and style, and the index of each of
+    its attributes in VALUES.
+    """
+    people, shots = [person(number) for number in identities], []
+    for number in identities:
+        rng = np.random.default_rng((number, 0xA77))
+        scene, style = str(rng.choice(SCENES)), str(rng.choice(STYLES))
+        shots.append(shot(number, 0, style=style, scene=scene))
+    images = [
+        render(people[k : k + 50], shots[k : k + 50], SIZE)
+        for k in tqdm(range(0, len(people), 50), desc="labelled portraits")
+    ]
+    rows = [attributes(who, when) for who, when in zip(people, shots, strict=True)]
+    labels = {
+        name: torch.tensor([values.index(row[name]) for row in rows])
+        for name, values in VALUES.items()
+    }
+    return torch.cat(images), labels

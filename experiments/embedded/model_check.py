@@ -1,8 +1,8 @@
-"""Measure the embedded model on its own: what its autoencoder keeps, whether its samples have
-faces, how different they are, and whether it follows its prompts.
+"""Measure an embedded model by itself: its autoencoder, the faces of its samples, its obedience.
 
-`python -m experiments.embedded.model_check` prints the figures of the model card and draws a
-sheet of samples.
+`python -m experiments.embedded.model_check` prints the figures of the model card: PSNR of the
+autoencoder, share of samples with a face, differences between samples, share of samples that follow
+a prompt. It also draws a sheet of samples.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from torch.nn.functional import cosine_similarity
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from anticustom import diffusion, model_files
+from anticustom import model_files
+from anticustom.diffusion import LatentDiffusion
 from anticustom.draws import keyed_generator
 from anticustom.images import write_png
 from anticustom.portraits import person, render, shot
@@ -28,7 +29,7 @@ from experiments.embedded.attribute_reader import AttributeReader, trained_reade
 from experiments.terminal import quiet_libraries
 
 PLAIN = "a photo of person"
-# the prompt, the attribute it asks for, and the values that count as followed
+# prompt, attribute that it asks for, and values that follow the prompt
 PROMPTS = [
     *((f"{PLAIN} with {colour} hair", "hair", {colour}) for colour in HAIR_COLOURS),
     (f"{PLAIN} with glasses", "glasses", {"yes"}),
@@ -39,30 +40,18 @@ GALLERY = OmegaConf.load(SETTINGS).gallery
 PEOPLE = range(64)  # development identities: the model was trained on none of them
 
 
-def sampled(
-    model: diffusion.LatentDiffusion, prompt: str, count: int, guidance_scale: float
-) -> Tensor:
-    """Return `count` samples (n, 3, h, w) in [0, 1], but for the guidance scale sampled as the
-    embedded galleries are.
+def sampled(model: LatentDiffusion, prompt: str, count: int, guidance_scale: float) -> Tensor:
+    """Return `count` samples (n, 3, h, w) in [0, 1].
+
+    All settings but the guidance scale are those of the embedded galleries.
     """
-    images = []
-    for start in tqdm(range(0, count, 16), desc=prompt):
-        keys = range(start, min(start + 16, count))
-        noise = [
-            torch.randn(model.latent_shape, generator=keyed_generator(0, "check", prompt, k))
-            for k in keys
-        ]
-        images.append(
-            model.sample(
-                prompt,
-                torch.stack(noise),
-                steps=GALLERY.steps,
-                guidance_scale=guidance_scale,
-                scheduler=GALLERY.scheduler,
-                karras_sigmas=GALLERY.karras_sigmas,
-            )
-        )
-    return torch.cat(images)
+    generators = [keyed_generator(0, "check", prompt, k) for k in range(count)]
+    noise = torch.stack([torch.randn(model.latent_shape, generator=g) for g in generators])
+    settings = {key: GALLERY[key] for key in ("steps", "scheduler", "karras_sigmas")}
+    chunks = tqdm(noise.split(16), desc=prompt)
+    return torch.cat(
+        [model.sample(prompt, x, guidance_scale=guidance_scale, **settings) for x in chunks]
+    )
 
 
 class Embeddings:
@@ -73,32 +62,31 @@ class Embeddings:
         self.faces = FaceReader(self.recognizer)
 
     def __call__(self, images: Tensor) -> list[Tensor | None]:
-        faces = [self.faces(image) for image in images]
-        features = [self.recognizer.features(face.crop[None]) if face else None for face in faces]
-        return [None if f is None else self.recognizer.embed(f)[0] for f in features]
+        return [self._embedding(face.crop) if face else None for face in map(self.faces, images)]
+
+    def _embedding(self, crop: Tensor) -> Tensor:
+        return self.recognizer.embed(self.recognizer.features(crop[None]))[0]
 
 
 def spread(embeddings: list[Tensor | None]) -> float:
     """Return the mean cosine distance between two of the embeddings."""
-    found = [embedding for embedding in embeddings if embedding is not None]
-    return 1 - float(
-        torch.stack([cosine_similarity(a, b, dim=0) for a, b in combinations(found, 2)]).mean()
-    )
+    pairs = combinations([e for e in embeddings if e is not None], 2)
+    return 1 - float(torch.stack([cosine_similarity(a, b, dim=0) for a, b in pairs]).mean())
 
 
 @torch.no_grad()
 def autoencoder_figures(
-    model: diffusion.LatentDiffusion, portraits: Tensor, embeddings: Embeddings
-) -> dict:
+    model: LatentDiffusion, portraits: Tensor, embeddings: Embeddings
+) -> dict[str, float]:
     """Return PSNR in dB, and the SFace cosine of a reconstruction to its portrait."""
-    again = torch.cat(
+    reconstructions = torch.cat(
         [
             model.decode(model.latents(model.posterior(chunk), torch.zeros(())))
             for chunk in portraits.split(16)
         ]
     )
-    error = (again - portraits).square().mean((1, 2, 3))
-    pairs = zip(embeddings(portraits), embeddings(again), strict=True)
+    error = (reconstructions - portraits).square().mean((1, 2, 3))
+    pairs = zip(embeddings(portraits), embeddings(reconstructions), strict=True)
     alike = [cosine_similarity(a, b, dim=0) for a, b in pairs if a is not None and b is not None]
     return {
         "autoencoder_psnr_db": float((-10 * error.log10()).mean()),
@@ -107,16 +95,27 @@ def autoencoder_figures(
 
 
 def followed(
-    model: diffusion.LatentDiffusion, reader: AttributeReader, count: int, guidance_scale: float
-) -> dict:
-    """Return the share of samples that follow each prompt, and of those that do without asking."""
-    plain = reader.read(sampled(model, PLAIN, count, guidance_scale))
-    table = {}
-    for prompt, attribute, wanted in PROMPTS:
-        seen = reader.read(sampled(model, prompt, count, guidance_scale))
-        shares = [sum(r[attribute] in wanted for r in rows) / count for rows in (seen, plain)]
-        table[prompt] = dict(zip(("followed", "without_asking"), shares, strict=True))
-    return table
+    model: LatentDiffusion, reader: AttributeReader, count: int, guidance_scale: float
+) -> dict[str, dict[str, float]]:
+    """Return for each of PROMPTS the share of samples that have what the prompt asks for.
+
+    The share of samples of the plain prompt that have it stands beside it.
+    """
+    prompts = [PLAIN, *(prompt for prompt, _, _ in PROMPTS)]
+    rows = {
+        prompt: reader.read(sampled(model, prompt, count, guidance_scale)) for prompt in prompts
+    }
+
+    def share(prompt: str, attribute: str, values: set[str]) -> float:
+        return sum(row[attribute] in values for row in rows[prompt]) / count
+
+    return {
+        prompt: {
+            "followed": share(prompt, attribute, values),
+            "without_asking": share(PLAIN, attribute, values),
+        }
+        for prompt, attribute, values in PROMPTS
+    }
 
 
 def main() -> None:
@@ -128,19 +127,19 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=GALLERY.guidance_scale)
     parser.add_argument("--output", type=Path, default=Path("outputs/tiny_check"))
     settings = parser.parse_args()
-    model = model_files.load(str(model_files.local_folder(settings.model)))
-    size = model.image_size
-    portraits = render([person(k) for k in PEOPLE], [shot(k, 0) for k in PEOPLE], size)
+    model = model_files.load(settings.model)
+    portraits = render([person(k) for k in PEOPLE], [shot(k, 0) for k in PEOPLE], model.image_size)
     embeddings = Embeddings()
-    figures = autoencoder_figures(model, portraits, embeddings)
     samples = sampled(model, PLAIN, settings.samples, settings.guidance_scale)
-    found = embeddings(samples)
-    figures["faces_found"] = sum(e is not None for e in found) / len(found)
-    figures["spread_of_samples"] = spread(found)
-    figures["spread_of_portraits"] = spread(embeddings(portraits))
+    faces = embeddings(samples)
     reader = trained_reader(settings.output / "reader.pt")
-    figures["prompts"] = followed(model, reader, settings.each, settings.guidance_scale)
-    settings.output.mkdir(parents=True, exist_ok=True)
+    figures = {
+        **autoencoder_figures(model, portraits, embeddings),
+        "faces_found": sum(face is not None for face in faces) / len(faces),
+        "spread_of_samples": spread(faces),
+        "spread_of_portraits": spread(embeddings(portraits)),
+        "prompts": followed(model, reader, settings.each, settings.guidance_scale),
+    }
     write_png(settings.output / "portraits.png", make_grid(portraits, 16))
     write_png(settings.output / "samples.png", make_grid(samples[:64], 16))
     text = json.dumps(figures, indent=2)

@@ -1,11 +1,10 @@
-"""The captioned portraits that the embedded model is trained on, rendered once.
+"""The captioned portraits that the embedded models are trained on, rendered once.
 
-The first identities are seen often and have a name in their captions, as celebrities have in those
-of a large model: from them the model learns that one word can stand for one person, which is what
-customization relies on.
+The first identities are seen often, and captions call them by a name, like celebrities in the
+captions of a large model. From them the model learns that one word can stand for one person.
+Customization relies on that.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -19,23 +18,20 @@ from anticustom.portraits import (
     SCENES,
     STYLES,
     TRAINING_IDENTITIES_FROM,
+    Person,
+    Shot,
     caption,
     person,
     render,
     shot,
 )
 from experiments.embedded.architecture import SIZE
+from experiments.embedded.training_run import save_whole
 
-CAPTIONS = 6  # drawn for each portrait
+CAPTIONS = 6  # of each portrait
 NAMED, SHOTS_OF_NAMED, SHOTS = 600, 10, 2  # identities with a name; portraits of each identity
 NAMED_PORTRAITS = NAMED * SHOTS_OF_NAMED
 PER_FILE = 1000
-
-
-@dataclass(frozen=True)
-class TrainingPortraits:
-    images: Tensor  # uint8 (n, 3, SIZE, SIZE)
-    captions: list[list[str]]  # CAPTIONS of each
 
 
 @cache
@@ -46,26 +42,26 @@ def names() -> list[str]:
     return [str(word) for word in np.random.default_rng(0).permutation(words)[:NAMED]]
 
 
-def training_portraits(work: Path, count: int) -> TrainingPortraits:
-    """Return the first `count` portraits, rendered once, 1,000 a file under `work`."""
-    folder = work / "portraits"
+def training_portraits(work: Path, count: int) -> tuple[Tensor, list[list[str]]]:
+    """Return the first `count` portraits, uint8 (count, 3, SIZE, SIZE), and CAPTIONS of each.
+
+    Portraits that `work` lacks are rendered and kept there.
+    """
+    folder, images = work / "portraits", []
     folder.mkdir(parents=True, exist_ok=True)
-    images = []
     for first in tqdm(range(0, count, PER_FILE), desc="training portraits"):
-        file = folder / f"{first:06}.npz"
+        end = min(first + PER_FILE, count)
+        file = folder / f"{first:06}-{end:06}.pt"
         if not file.exists():
-            _render_file(file, first, min(first + PER_FILE, count))
-        images.append(torch.from_numpy(np.load(file)["images"]))
-    return TrainingPortraits(torch.cat(images)[:count], [_captions(k) for k in range(count)])
+            save_whole(_rendered(range(first, end)), file)
+        images.append(torch.load(file, weights_only=True))
+    return torch.cat(images), [_captions(k) for k in range(count)]
 
 
-def _render_file(file: Path, first: int, end: int) -> None:
-    chunks = torch.arange(first, end).split(50)
-    rendered = [render(*zip(*map(_drawn, chunk.tolist()), strict=True), SIZE) for chunk in chunks]
-    images = torch.cat([(images * 255).round().byte() for images in rendered])
-    partial = file.with_suffix(".partial.npz")
-    np.savez(partial, images=images.numpy())
-    partial.rename(file)
+def _rendered(numbers: range) -> Tensor:
+    chunks = [numbers[k : k + 50] for k in range(0, len(numbers), 50)]
+    images = (render(*zip(*map(_drawn, chunk), strict=True), SIZE) for chunk in chunks)
+    return torch.cat([(chunk * 255).round().byte() for chunk in images])
 
 
 def _identity_and_shot(k: int) -> tuple[int, int]:
@@ -75,7 +71,7 @@ def _identity_and_shot(k: int) -> tuple[int, int]:
     return NAMED + identity, number
 
 
-def _drawn(k: int):
+def _drawn(k: int) -> tuple[Person, Shot]:
     """Return person and shot of training portrait `k`."""
     rng = np.random.default_rng((k, 0x7417))
     identity, number = _identity_and_shot(k)
@@ -87,10 +83,9 @@ def _drawn(k: int):
 
 
 def _captions(k: int) -> list[str]:
-    """Return captions of training portrait `k`; of a named identity, all but two with the name."""
+    """Return captions of training portrait `k`; for a named identity all but two have the name."""
     identity, _ = _identity_and_shot(k)
     rng = np.random.default_rng((k, 0xCA97))
     named = [names()[identity]] * (CAPTIONS - 2) if identity < NAMED else []
-    subjects = named + [""] * (CAPTIONS - len(named))
     who, when = _drawn(k)
-    return [caption(who, when, rng, name) for name in subjects]
+    return [caption(who, when, rng, name) for name in named + [""] * (CAPTIONS - len(named))]

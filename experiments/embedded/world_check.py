@@ -1,7 +1,7 @@
 """Whether the embedded world behaves like the full one, on people nobody tuned on.
 
 `python -m experiments.embedded.world_check` runs what is missing, one process a core, and prints
-every aim with its figure. Killed, it goes on where it was.
+every aim with its figure. After an interruption it goes on where it was.
 """
 
 import argparse
@@ -25,7 +25,16 @@ from experiments.records import record as records
 from experiments.records.naming import configurations
 
 EPS = (4, 8, 16)
-CHECKED = {  # the setting
+ATTACKS = ("aspl", "simac")
+SCORES = {  # with their headings in the table
+    "identity_retention": "retention",
+    "ism": "ISM",
+    "ism_failures_as_0": "failures as 0",
+    "fdfr": "FDFR",
+    "ser_fiq": "SER-FIQ",
+    "brisque": "BRISQUE",
+}
+CHECKED = {  # the setting of the records that count
     "countermeasure": "none",
     "clean_photos": 0,
     "adversary": "as_assumed",
@@ -33,7 +42,7 @@ CHECKED = {  # the setting
     "surrogate_model": "tiny",
     "backbone": "sface",
 }
-# the arguments of the sweeps that every identity goes through, those that tell most first
+# arguments of the sweeps that every identity goes through, the most informative first
 SWEEPS = (
     ("attack=none,noise,aspl,simac",),  # at eps 8
     ("attack=none", "customizer=lora"),
@@ -45,26 +54,27 @@ SWEEPS = (
 
 
 def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None:
-    """Run every sweep on every identity, each on one thread, `processes` at a time; where any
-    failed, end the process with the names of their logs.
+    """Run every sweep on every identity, each on one thread, `processes` at a time.
+
+    If sweeps failed, the process ends with the names of their logs.
     """
+    output_dir = output_dir.absolute()
     pairs = list(product(SWEEPS, identities))
-    shared = [f"output_dir={output_dir.absolute()}", "tracker=none"]
-    runs = [
+    shared = [f"output_dir={output_dir}", "tracker=none"]
+    commands = [
         Command(
             ["-m", f"dataset.identities=[{number}]", *shared, *sweep],
             threads=1,
-            log=output_dir.absolute() / "logs" / f"{number}.txt",
+            log=output_dir / "logs" / f"{number}.txt",
         )
         for sweep, number in pairs
     ]
-    failed = {}
-    for done, (pair, run, fine) in enumerate(
-        zip(pairs, runs, outcomes(runs, processes), strict=True), 1
-    ):
-        if not fine:
-            failed[pair[1]] = str(run.log)
-        print(f"{done} of {len(runs)}: identity {pair[1]}, {' '.join(pair[0])}", flush=True)
+    failed = {}  # log by identity
+    results = zip(pairs, commands, outcomes(commands, processes), strict=True)
+    for done, ((sweep, number), command, success) in enumerate(results, 1):
+        if not success:
+            failed[number] = str(command.log)
+        print(f"{done} of {len(commands)}: identity {number}, {' '.join(sweep)}", flush=True)
     if failed:
         sys.exit(f"error: sweeps failed, run again for them: see {', '.join(failed.values())}")
 
@@ -107,73 +117,73 @@ class Results:
 
 
 def aims(results: Results, output_dir: Path) -> list[list[str]]:
-    """Return a row for each aim: what, the aim, the figure with its 95 % interval, whether met."""
+    """Return a row for each aim: quantity, aim, figure with its 95 % interval, whether it is met."""
     rows = []
 
-    def row(what: str, aim: str, figure: Estimate, met: bool, more: str = "") -> None:
-        rows.append([what, aim, text(figure) + more, "yes" if met else "no"])
+    def add(quantity: str, aim: str, figure: Estimate, met: bool, note: str = "") -> None:
+        rows.append([quantity, aim, text(figure) + note, "yes" if met else "no"])
+
+    def at_least(least: float, quantity: str, values: Sequence[float | None]) -> None:
+        figure = estimate(values)
+        add(quantity, f">= {least}", figure, (figure.mean or 0) >= least)
 
     clean = results.retention("none")
-    lora = results.retention("none", customizer="lora")
+    at_least(0.6, "retention, DreamBooth", clean)
     fdfr = estimate([r["scores"]["unprotected"]["fdfr"] for r in results.of("none")])
-    row("retention, DreamBooth", ">= 0.6", e := estimate(clean), e.mean >= 0.6)
-    row("FDFR, DreamBooth", "<= 0.05", fdfr, fdfr.mean <= 0.05)
-    row("retention, LoRA", ">= 0.5", e := estimate(lora), e.mean >= 0.5)
-    for eps, least in ((8, 0.3), (16, 0.5)):
-        for attack in ("aspl", "simac"):
-            left = results.retention(attack, eps)
-            test = paired_comparison(clean, left)
-            met = test.difference.mean >= least and test.p_value < 0.01
-            middle = median(a - b for a, b in zip(clean, left, strict=True))
-            p = f", p = {test.p_value:.2g}, median {middle:.2f}"
-            row(f"{attack} lowers it at eps {eps}", f">= {least}", test.difference, met, p)
-            placebo = paired_comparison(
-                results.retention("noise", eps), results.retention(attack, eps)
-            )
-            p = f", p = {placebo.p_value:.2g}"
-            below = placebo.difference.mean > 0 and placebo.p_value < 0.01
-            row(f"{attack} below the placebo at eps {eps}", "> 0", placebo.difference, below, p)
+    add("FDFR, DreamBooth", "<= 0.05", fdfr, fdfr.mean <= 0.05)
+    at_least(0.5, "retention, LoRA", results.retention("none", customizer="lora"))
+    for (eps, least), attack in product(((8, 0.3), (16, 0.5)), ATTACKS):
+        protected = results.retention(attack, eps)
+        fall = paired_comparison(clean, protected)
+        middle = median(a - b for a, b in zip(clean, protected, strict=True))
+        add(
+            f"{attack} lowers it at eps {eps}",
+            f">= {least}",
+            fall.difference,
+            fall.difference.mean >= least and fall.p_value < 0.01,
+            f", p = {fall.p_value:.2g}, median {middle:.2f}",
+        )
+        fall = paired_comparison(results.retention("noise", eps), protected)
+        add(
+            f"{attack} below the placebo at eps {eps}",
+            "> 0",
+            fall.difference,
+            fall.difference.mean > 0 and fall.p_value < 0.01,
+            f", p = {fall.p_value:.2g}",
+        )
     noise = paired_comparison(clean, results.retention("noise", 8)).difference
-    row("noise lowers it at eps 8", "< 0.1", noise, abs(noise.mean) < 0.1)
-    for attack in ("aspl", "simac"):
-        grows = [estimate(results.retention(attack, eps)).mean for eps in EPS]
-        figure = " > ".join(f"{mean:.2f}" for mean in grows)
-        met = grows == sorted(grows, reverse=True)
-        rows.append(
-            [f"{attack}: retention at eps 4, 8, 16", "falls", figure, "yes" if met else "no"]
-        )
+    add("noise lowers it at eps 8", "< 0.1", noise, abs(noise.mean) < 0.1)
+    for attack in ATTACKS:
+        means = [estimate(results.retention(attack, eps)).mean for eps in EPS]
+        figure = " > ".join(f"{mean:.2f}" for mean in means)
+        falls = means == sorted(means, reverse=True)
+        quantity = f"{attack}: retention at eps 4, 8, 16"
+        rows.append([quantity, "falls", figure, "yes" if falls else "no"])
     for name, margins in closeness(results.of("none"), output_dir).items():
-        row(
-            f"gallery nearer to set B than set C is, {name}",
-            "<= 0",
-            e := estimate(margins),
-            e.mean <= 0,
-        )
+        margin = estimate(margins)
+        add(f"gallery nearer to set B than set C is, {name}", "<= 0", margin, margin.mean <= 0)
     followed = followed_prompts(results.of("none", attributes=True), output_dir)
     for prompt, shares in followed.items():
-        row(f"followed: {prompt}", ">= 0.5", e := estimate(shares), (e.mean or 0) >= 0.5)
-    for attack in ("aspl", "simac"):
-        kept = estimate(protected_similarity(results.of(attack, 8), output_dir))
-        row(
-            f"SFace similarity kept by {attack}'s photos at eps 8", ">= 0.8", kept, kept.mean >= 0.8
-        )
+        at_least(0.5, f"followed: {prompt}", shares)
+    for attack in ATTACKS:
+        shares = protected_similarity(results.of(attack, 8), output_dir)
+        at_least(0.8, f"SFace similarity kept by {attack}'s photos at eps 8", shares)
     return rows
 
 
 def retention_table(results: Results) -> list[list[str]]:
-    """Return a row for each arm: retention, ISM over detected faces and FDFR, with intervals."""
+    """Return a row for each arm: the mean of every score in SCORES with its interval."""
     arms = [("none", 0, "dreambooth"), ("none", 0, "lora")]
-    arms += [(attack, eps, "dreambooth") for attack in ("noise", "aspl", "simac") for eps in EPS]
+    arms += [(attack, eps, "dreambooth") for attack in ("noise", *ATTACKS) for eps in EPS]
     rows = []
-    for attack, eps, customizer in arms:
-        scores = [r["scores"]["protected"] for r in results.of(attack, eps, customizer)]
-        keys = ("identity_retention", "ism", "ism_failures_as_0", "fdfr", "ser_fiq", "brisque")
-        cells = [text(estimate([score[key] for score in scores])) for key in keys]
-        rows.append([attack, eps, customizer, *cells])
+    for arm in arms:
+        scores = [r["scores"]["protected"] for r in results.of(*arm)]
+        rows.append([*arm, *(text(estimate([score[key] for score in scores])) for key in SCORES)])
     return rows
 
 
 def text(figure: Estimate) -> str:
+    """Return a mean and its interval with two decimals."""
     if figure.mean is None:
         return "-"
     interval = "" if figure.low is None else f" [{figure.low:.2f}, {figure.high:.2f}]"
@@ -189,18 +199,17 @@ def main() -> None:
     settings = parser.parse_args()
     identities = range(settings.first, settings.first + settings.identities)
     run_all(identities, settings.output_dir, settings.processes)
-    found = records.read_all(settings.output_dir / "records")
     try:
-        results = Results(found, identities)
+        results = Results(records.read_all(settings.output_dir / "records"), identities)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    headings = ["attack", "eps", "customizer", "retention", "ISM", "failures as 0", "FDFR"]
-    headings += ["SER-FIQ", "BRISQUE"]
+    headings = ["attack", "eps", "customizer", *SCORES.values()]
     tables = [
         tabulate(retention_table(results), headings, "github"),
         tabulate(aims(results, settings.output_dir), ["what", "aim", "figure", "met"], "github"),
     ]
-    report = f"{len(identities)} identities, means [95 % interval]\n\n" + "\n\n".join(tables) + "\n"
+    title = f"{len(identities)} identities, means [95 % interval]"
+    report = "\n\n".join([title, *tables]) + "\n"
     (settings.output_dir / "report.md").write_text(report)
     print(report)
 
