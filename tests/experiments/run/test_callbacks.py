@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from experiments.run.callbacks import SweepTable, note_failure, sweep_table
 
 
-def record(retention, fdfr=0.0, identity="0"):
-    scores = {"identity_retention": retention, "ism": 0.5, "ism_failures_as_0": 0.5 * (1 - fdfr)}
-    protected = scores | {"fdfr": fdfr, "brisque": 20.0}
-    arms = {"protected": protected, "unprotected": protected | {"identity_retention": 0.8}}
-    return {"identity": identity, "scorer": {"backbone": "sface"}, "scores": arms}
+@pytest.fixture(scope="module")
+def record(made_up):
+    return lambda retention, fdfr=0.0, identity="0": made_up(
+        retention, fdfr=fdfr, identity=identity
+    )
 
 
 def rows(jobs):
@@ -22,7 +22,7 @@ def rows(jobs):
     return [[cell.strip() for cell in re.split(r"\s{2,}", line.strip())] for line in lines]
 
 
-def test_a_row_for_each_job_says_what_was_swept():
+def test_a_row_for_each_job_says_what_was_swept(record):
     jobs = [
         (["attack=noise", "seed=1", "attack.eps=8"], [record(0.7), record(0.7)]),
         (["attack=simac", "seed=1", "attack.eps=8"], [record(0.2, 0.25), record(0.4, 0.25)]),
@@ -37,7 +37,7 @@ def test_a_row_for_each_job_says_what_was_swept():
     assert "95 %" in legend[0]
 
 
-def test_what_only_some_jobs_set_is_a_column_too():
+def test_what_only_some_jobs_set_is_a_column_too(record):
     jobs = [(["attack=aspl"], [record(0.5)]), (["attack=aspl", "attack.eps=4"], [record(0.6)])]
     heading, _, first, second, _ = rows(jobs)
     assert heading[:2] == ["attack.eps", "identities"]
@@ -45,7 +45,7 @@ def test_what_only_some_jobs_set_is_a_column_too():
     assert second[:2] == ["4", "1"]
 
 
-def test_the_order_of_shards_changes_no_interval():
+def test_the_order_of_shards_changes_no_interval(record):
     people = [record(0.1 + 0.03 * i**2, identity=str(i)) for i in range(7, 12)]
     whole, shards = (rows([(["seed=1"], of)]) for of in (people, people[::2] + people[1::2]))
     assert shards == whole
@@ -82,7 +82,7 @@ def test_what_an_earlier_sweep_left_in_the_folder_does_not_count(tmp_path):
     SweepTable().on_multirun_end(ended(tmp_path, 1, []))
 
 
-def test_a_job_that_failed_with_one_person_keeps_its_row(tmp_path, monkeypatch, capsys):
+def test_a_job_that_failed_with_one_person_keeps_its_row(record, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("experiments.records.record.read", lambda path: record(float(path.stem)))
     ended(tmp_path, 1, ["0.1.json"], "0: bad luck")
     config = ended(tmp_path, 2, ["0.2.json", "0.4.json"])

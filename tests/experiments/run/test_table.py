@@ -18,22 +18,18 @@ def arm(ism, fdfr, **more):
     return scores | {"ser_fiq": None, "prompts": prompts, "images": []} | more
 
 
-def record(before=0.75, after=0.25, identity="ann", **changes):
-    return {
-        "dataset": "portraits",
-        "identity": identity,
-        "attack": "simac",
-        "eps": 8,
-        "surrogate_model": "tiny",
-        "countermeasure": "none",
-        "clean_photos": 0,
-        "adversary": "as_assumed",
-        "customizer": "dreambooth",
-        "seed": 0,
-        "scorer": {"backbone": "sface"},
-        "scores": {"unprotected": arm(before, 0.0), "protected": arm(after, 0.5, brisque=50.25)},
-        "perceptibility": {"linf": 8, "psnr": 33.123, "ssim": 0.9, "images": []},
-    } | changes
+@pytest.fixture(scope="module")
+def record(made_up):
+    """Call it for a record of two arms; `more` are further scores of both."""
+
+    def of_arms(before=0.75, after=0.25, identity="ann", more=None, **changes):
+        arms = {"unprotected": arm(before, 0.0), "protected": arm(after, 0.5, brisque=50.25)}
+        scores = {name: scores | (more or {}) for name, scores in arms.items()}
+        visible = {"linf": 8, "psnr": 33.123, "ssim": 0.9}
+        entries = {"scores": scores, "perceptibility": visible, **changes}
+        return made_up(identity=identity, **entries)
+
+    return of_arms
 
 
 def row(text, name):
@@ -41,7 +37,7 @@ def row(text, name):
     return [cell.strip() for cell in re.split(r"\s{2,}", line)]
 
 
-def test_table_shows_both_victims_and_their_difference():
+def test_table_shows_both_victims_and_their_difference(record):
     text = table(record())
     assert "simac at eps 8 on portraits ann" in text
     assert row(text, "victim") == [
@@ -67,13 +63,13 @@ def test_table_shows_both_victims_and_their_difference():
         ({"countermeasure": "blur", "clean_photos": 1}, " after blur with 1 of the photos clean"),
     ],
 )
-def test_what_the_adversary_does_otherwise_is_named(changes, named):
+def test_what_the_adversary_does_otherwise_is_named(record, changes, named):
     other = record(**changes)
     for text in (table(other), means([other, other])):
         assert f"victim dreambooth{named} (surrogate tiny)" in text
 
 
-def test_each_prompt_has_its_line_and_nothing_measured_is_a_dash():
+def test_each_prompt_has_its_line_and_nothing_measured_is_a_dash(record):
     text = table(record(after=None))
     assert row(text, "a photo")[1:] == ["0.750 -> -", "0.750 -> 0.000", "0.0 -> 50.0"]
     assert row(text, "a selfie")[1:] == ["- -> -", "0.000 -> 0.000", "100.0 -> 100.0"]
@@ -81,21 +77,21 @@ def test_each_prompt_has_its_line_and_nothing_measured_is_a_dash():
     assert row(text, "difference")[1] == "-"
 
 
-def test_columns_appear_when_something_was_measured():
-    with_more = record()
-    with_more["scores"]["protected"] |= {"ser_fiq": 0.5, "identity_retention": 0.123}
+def test_columns_appear_when_something_was_measured(record):
+    protected = {**arm(0.25, 0.5), "ser_fiq": 0.5, "identity_retention": 0.123}
+    with_more = record(scores={"unprotected": arm(0.75, 0.0), "protected": protected})
     assert "SER-FIQ" not in table(record())
     assert row(table(with_more), "victim")[3:6] == ["retention ↓", "FDFR % ↑", "SER-FIQ ↓"]
     assert row(table(with_more), "protected")[3] == "0.12"
     assert row(table(with_more), "unprotected")[3] == "-"
 
 
-def test_unseen_change_of_identical_photos():
-    same = {"linf": 0, "psnr": None, "ssim": 1.0, "images": []}
+def test_unseen_change_of_identical_photos(record):
+    same = {"linf": 0, "psnr": None, "ssim": 1.0}
     assert "at most 0 grey levels (eps 8), PSNR -, SSIM 1.000" in table(record(perceptibility=same))
 
 
-def test_means_have_intervals_of_arms_and_of_the_paired_difference():
+def test_means_have_intervals_of_arms_and_of_the_paired_difference(record):
     pairs = [(0.7, 0.1), (0.8, 0.3), (0.6, 0.05), (0.75, 0.2)]
     records = [record(*pair, identity=str(i)) for i, pair in enumerate(pairs)]
     text = means(records)
@@ -107,14 +103,14 @@ def test_means_have_intervals_of_arms_and_of_the_paired_difference():
     assert row(text, "FDFR")[1:] == ["0.0 [0.0, 0.0]", "50.0 [50.0, 50.0]", "+50.0 [+50.0, +50.0]"]
 
 
-def test_means_tell_how_many_identities_could_be_measured():
+def test_means_tell_how_many_identities_could_be_measured(record):
     records = [record(0.7, 0.1), record(0.8, None), record(0.6, None)]
     cells = row(means(records), "ISM sface")
     assert cells[2:] == ["0.100 (n=1)", "-0.600 (n=1)"]
     assert row(means([record(0.7, None), record(0.8, None)]), "ISM sface")[2:] == ["-", "-"]
 
 
-def test_printing_takes_one_or_several_and_any_terminal(capsys, monkeypatch):
+def test_printing_takes_one_or_several_and_any_terminal(record, capsys, monkeypatch):
     print_table([record()])
     assert "a selfie" in capsys.readouterr().out
     print_table([record(), record(0.5, 0.2)])
@@ -126,11 +122,8 @@ def test_printing_takes_one_or_several_and_any_terminal(capsys, monkeypatch):
     assert b"ISM sface ?" in terminal.buffer.getvalue()
 
 
-@pytest.mark.parametrize("records", [[record()], [record(), record(0.5, 0.2)]])
-def test_tables_fit_a_terminal(capsys, records):
-    full = {"ser_fiq": 0.5, "identity_retention": 0.123, "brisque": 31.25}
-    for one in records:
-        for scores in one["scores"].values():
-            scores |= full
-    print_table(records)
+@pytest.mark.parametrize("count", [1, 2])
+def test_tables_fit_a_terminal(record, capsys, count):
+    more = {"ser_fiq": 0.5, "identity_retention": 0.123, "brisque": 31.25}
+    print_table([record(more=more), record(0.5, 0.2, more=more)][:count])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
