@@ -1,7 +1,7 @@
 """Whether a victim is a model of the person or a photocopier of the photos."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -14,6 +14,7 @@ from anticustom.portraits import person
 from eval.identity import reference_embedding
 from experiments.embedded.attribute_reader import trained_reader
 from experiments.embedded.model_check import Embeddings
+from experiments.records.record import Record
 from experiments.store.artifacts import MANIFEST, Artifact
 
 # prompt, attribute that it asks for, and the value of the attribute where the prompt is followed
@@ -40,10 +41,10 @@ def folder_of(output_dir: Path, stage: str, digest: str) -> Path:
     raise ValueError(f"{output_dir}/store/{stage} has no artifact {digest}: run the check again")
 
 
-def photos(record: Mapping, output_dir: Path) -> dict[str, Tensor]:
+def photos(record: Record, output_dir: Path) -> dict[str, Tensor]:
     """Return the clean sets A, B and C of a record."""
     for artifact in artifacts(output_dir, "photos"):
-        if artifact.manifest["inputs"] == record["digests"]["photos"]:
+        if artifact.manifest["inputs"] == record.digests["photos"]:
             return {letter: pngs(artifact.path / f"set_{letter}") for letter in "ABC"}
     raise ValueError(f"{output_dir}/store/photos lacks those of {record['identity']}: run again")
 
@@ -53,7 +54,7 @@ def pngs(folder: Path) -> Tensor:
     return torch.stack([read_png(file) for file in sorted(folder.rglob("*.png"))])
 
 
-def closeness(records: Sequence[Mapping], output_dir: Path) -> dict[str, list[float]]:
+def closeness(records: Sequence[Record], output_dir: Path) -> dict[str, list[float]]:
     """Return for SSIM and for SFace's cosine how much nearer the galleries come to a training photo
     than the person's other photos do.
 
@@ -80,13 +81,13 @@ def closeness(records: Sequence[Mapping], output_dir: Path) -> dict[str, list[fl
     margins: dict[str, list[float]] = {"SSIM": [], "SFace": []}
     for record in records:
         sets = photos(record, output_dir)
-        gallery = pngs(folder_of(output_dir, "gallery", record["digests"]["gallery_unprotected"]))
+        gallery = pngs(folder_of(output_dir, "gallery", record.digests["gallery_unprotected"]))
         for name, nearest in (("SSIM", ssim_to_nearest), ("SFace", cosine_to_nearest)):
             margins[name].append(nearest(gallery, sets["B"]) - nearest(sets["C"], sets["B"]))
     return margins
 
 
-def followed_prompts(records: Sequence[Mapping], output_dir: Path) -> dict[str, list[float | None]]:
+def followed_prompts(records: Sequence[Record], output_dir: Path) -> dict[str, list[float | None]]:
     """Return for each of PROMPTS the share of images that follow it, in every record.
 
     The share is None for people who always wear the thing that the prompt asks for.
@@ -94,9 +95,9 @@ def followed_prompts(records: Sequence[Mapping], output_dir: Path) -> dict[str, 
     reader = trained_reader(output_dir / "reader.pt")
     shares: dict[str, list[float | None]] = {prompt: [] for prompt in PROMPTS}
     for record in records:
-        gallery = folder_of(output_dir, "gallery", record["digests"]["gallery_unprotected"])
+        gallery = folder_of(output_dir, "gallery", record.digests["gallery_unprotected"])
         folders = sorted(path for path in gallery.iterdir() if path.is_dir())
-        who = person(int(record["identity"]))
+        who = person(int(record.identity))
         wears = {"glasses": who.glasses != "none", "hat": who.hat != "none"}
         for (prompt, (attribute, value)), folder in zip(PROMPTED.items(), folders, strict=True):
             share = fmean(row[attribute] == value for row in reader.read(pngs(folder)))
@@ -104,7 +105,7 @@ def followed_prompts(records: Sequence[Mapping], output_dir: Path) -> dict[str, 
     return shares
 
 
-def protected_similarity(records: Sequence[Mapping], output_dir: Path) -> list[float]:
+def protected_similarity(records: Sequence[Record], output_dir: Path) -> list[float]:
     """Return for each record how much of the SFace similarity between set B and set A is left when
     set B is protected, 1 for all.
 
@@ -114,7 +115,7 @@ def protected_similarity(records: Sequence[Mapping], output_dir: Path) -> list[f
     for record in records:
         sets = photos(record, output_dir)
         reference = reference_embedding([e for e in embeddings(sets["A"]) if e is not None])
-        protected = pngs(folder_of(output_dir, "protect", record["digests"]["protected"]))
+        protected = pngs(folder_of(output_dir, "protect", record.digests["protected"]))
         similarity, clean_similarity = (
             fmean(
                 0.0 if face is None else float(cosine_similarity(face, reference, dim=0))

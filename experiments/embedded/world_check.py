@@ -6,7 +6,7 @@ every aim with its figure. After an interruption it goes on where it was.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -21,8 +21,8 @@ from experiments.embedded.photocopy_check import (
     protected_similarity,
 )
 from experiments.processes import Command, outcomes, usable_cores
-from experiments.records import record as records
-from experiments.records.naming import configurations
+from experiments.records.published import read_all
+from experiments.records.record import Record
 
 EPS = (4, 8, 16)
 ATTACKS = ("aspl", "simac")
@@ -40,8 +40,9 @@ CHECKED = {  # the setting of the records that count
     "adversary": "as_assumed",
     "base_model": "tiny",
     "surrogate_model": "tiny",
-    "backbone": "sface",
+    "seed": 0,
 }
+BACKBONE = "sface"
 # arguments of the sweeps that every identity goes through, the most informative first
 SWEEPS = (
     ("attack=none,noise,aspl,simac",),  # at eps 8
@@ -85,39 +86,38 @@ class Results:
     Other settings, seeds and variants of the methods may lie in the same folder: they do not count.
     """
 
-    def __init__(self, found: Sequence[Mapping], identities: Sequence[int]) -> None:
+    def __init__(self, records: Iterable[Record], identities: Sequence[int]) -> None:
         self.identities = [str(number) for number in identities]
         self.by_key = {}
-        by_name = {str(k): record for k, record in enumerate(found)}
-        for name, configuration in configurations(by_name).items():
-            record, setting = by_name[name], configuration.setting
-            checked = all(getattr(setting, name) == value for name, value in CHECKED.items())
-            if checked and record["seed"] == 0:
-                attributes = record["config"]["gallery"]["prompts"] == list(PROMPTS)
-                key = (record["identity"], configuration.method, configuration.eps)
-                key += (setting.customizer, attributes)
-                if key in self.by_key:
-                    raise ValueError(
-                        f"identity {key[0]} has two records of {key[1]} at eps {key[2]:g} with "
-                        f"{key[3]} that differ in their settings: keep the check's alone"
-                    )
-                self.by_key[key] = record
+        for record in records:
+            checked = all(getattr(record, name) == value for name, value in CHECKED.items())
+            if not checked or record.scorer.backbone != BACKBONE:
+                continue
+            attributes = record.config["gallery"]["prompts"] == list(PROMPTS)
+            key = (record.identity, record.method, record.eps, record.customizer, attributes)
+            if key in self.by_key:
+                raise ValueError(
+                    f"identity {record.identity} has two records of {record.method} at eps "
+                    f"{record.eps:g} with {record.customizer} that differ in their settings: keep "
+                    "the check's alone"
+                )
+            self.by_key[key] = record
 
     def of(
         self, attack: str, eps: float = 0, customizer: str = "dreambooth", attributes: bool = False
-    ) -> list[Mapping]:
+    ) -> list[Record]:
         """Return the record of every identity; raises KeyError if one is missing."""
         return [
             self.by_key[number, attack, eps, customizer, attributes] for number in self.identities
         ]
 
     def retention(self, attack: str, eps: float = 0, customizer: str = "dreambooth") -> list:
-        found = self.of(attack, eps, customizer)
-        return [record["scores"]["protected"]["identity_retention"] for record in found]
+        records = self.of(attack, eps, customizer)
+        return [record.scores.protected.identity_retention for record in records]
 
 
 def aims(results: Results, output_dir: Path) -> list[list[str]]:
-    """Return a row for each aim: quantity, aim, figure with its 95 % interval, whether it is met."""
+    """Return a row for each aim: quantity, aim, figure with its 95 % interval, met or not."""
     rows = []
 
     def add(quantity: str, aim: str, figure: Estimate, met: bool, note: str = "") -> None:
@@ -129,7 +129,7 @@ def aims(results: Results, output_dir: Path) -> list[list[str]]:
 
     clean = results.retention("none")
     at_least(0.6, "retention, DreamBooth", clean)
-    fdfr = estimate([r["scores"]["unprotected"]["fdfr"] for r in results.of("none")])
+    fdfr = estimate([r.scores.unprotected.fdfr for r in results.of("none")])
     add("FDFR, DreamBooth", "<= 0.05", fdfr, fdfr.mean <= 0.05)
     at_least(0.5, "retention, LoRA", results.retention("none", customizer="lora"))
     for (eps, least), attack in product(((8, 0.3), (16, 0.5)), ATTACKS):
@@ -177,8 +177,9 @@ def retention_table(results: Results) -> list[list[str]]:
     arms += [(attack, eps, "dreambooth") for attack in ("noise", *ATTACKS) for eps in EPS]
     rows = []
     for arm in arms:
-        scores = [r["scores"]["protected"] for r in results.of(*arm)]
-        rows.append([*arm, *(text(estimate([score[key] for score in scores])) for key in SCORES)])
+        scores = [record.scores.protected for record in results.of(*arm)]
+        means = (text(estimate([getattr(score, key) for score in scores])) for key in SCORES)
+        rows.append([*arm, *means])
     return rows
 
 
@@ -200,7 +201,8 @@ def main() -> None:
     identities = range(settings.first, settings.first + settings.identities)
     run_all(identities, settings.output_dir, settings.processes)
     try:
-        results = Results(records.read_all(settings.output_dir / "records"), identities)
+        files = sorted((settings.output_dir / "records").glob("*.json"))
+        results = Results(read_all(files).values(), identities)
     except ValueError as error:
         sys.exit(f"error: {error}")
     headings = ["attack", "eps", "customizer", *SCORES.values()]

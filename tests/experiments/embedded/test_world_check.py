@@ -40,7 +40,7 @@ def found(made_up):
                 for eps in EPS
             ]
             others = ({"adversary": "other_term"}, {"countermeasure": "jpeg75"})
-            others += ({"clean_photos": 2}, {"config": {"attack": {"steps": 13}}})
+            others += ({"clean_photos": 2}, {"method": "aspl (steps=13)"})
             others += ({"seed": 1}, {"scorer": {"backbone": "facenet"}})
             records += [record("aspl", 8, -0.9, **other) for other in others if k < 4]
         return records
@@ -87,7 +87,7 @@ def test_every_arm_has_a_row_and_a_missing_record_is_named(found):
     assert len(rows) == 2 + 3 * len(EPS)
     assert rows[0][:3] == ["none", 0, "dreambooth"]
     with pytest.raises(KeyError, match="1003"):
-        Results([r for r in found({}) if r["identity"] != "1003"], IDENTITIES).of("none")
+        Results([r for r in found({}) if r.identity != "1003"], IDENTITIES).of("none")
 
 
 def stored(output_dir, stage, images, inputs=None):
@@ -107,7 +107,7 @@ def portraits(identity, indices):
     return render([person(identity)] * len(indices), [shot(identity, k) for k in indices], 64)
 
 
-def run_with(output_dir, gallery, protected):
+def run_with(made_up, output_dir, gallery, protected):
     """Return the record of a run on person 7 with this gallery and these protected photos."""
     photos = {"A": "a", "B": "b", "C": "c"}
     sets = {
@@ -122,23 +122,27 @@ def run_with(output_dir, gallery, protected):
         ("protect", "protected", protected),
     ):
         digests[key] = stored(output_dir, stage, {f"{k}.png": x for k, x in enumerate(images)})
-    return {"identity": "7", "digests": digests}
+    return made_up(identity="7", digests=digests)
 
 
-def test_photocopies_are_nearer_to_the_photos_than_new_pictures(tmp_path):
-    copies = run_with(tmp_path / "copies", portraits(7, range(4, 8)), portraits(7, range(4, 8)))
+def test_photocopies_are_nearer_to_the_photos_than_new_pictures(made_up, tmp_path):
+    copies = run_with(
+        made_up, tmp_path / "copies", portraits(7, range(4, 8)), portraits(7, range(4, 8))
+    )
     margins = closeness([copies], tmp_path / "copies")
     assert margins["SSIM"][0] > 0.2
     assert margins["SFace"][0] > 0.02
-    strangers = run_with(tmp_path / "new", portraits(8, range(4)), portraits(7, range(4, 8)))
+    strangers = run_with(
+        made_up, tmp_path / "new", portraits(8, range(4)), portraits(7, range(4, 8))
+    )
     margins = closeness([strangers], tmp_path / "new")
     assert margins["SFace"][0] < -0.2
 
 
-def test_protected_photos_keep_their_similarity_or_lose_it(tmp_path):
-    same = run_with(tmp_path / "same", portraits(7, [0]), portraits(7, range(4, 8)))
+def test_protected_photos_keep_their_similarity_or_lose_it(made_up, tmp_path):
+    same = run_with(made_up, tmp_path / "same", portraits(7, [0]), portraits(7, range(4, 8)))
     assert protected_similarity([same], tmp_path / "same") == [pytest.approx(1)]
-    grey = run_with(tmp_path / "grey", portraits(7, [0]), torch.full((4, 3, 64, 64), 0.5))
+    grey = run_with(made_up, tmp_path / "grey", portraits(7, [0]), torch.full((4, 3, 64, 64), 0.5))
     assert protected_similarity([grey], tmp_path / "grey") == [0]
     with pytest.raises(ValueError, match="run the check again"):
         folder_of(tmp_path / "grey", "gallery", "unknown")
@@ -146,6 +150,6 @@ def test_protected_photos_keep_their_similarity_or_lose_it(tmp_path):
 
 def test_two_variants_in_one_folder_are_refused(found):
     records = found({"noise": 0.0})
-    twin = records[0] | {"config": {**records[0]["config"], "class_images": {"count": 7}}}
+    twin = records[0].model_copy(update={"details": "class_images.count=7"})
     with pytest.raises(ValueError, match="identity 1000 has two records of none at eps 0"):
         Results([*records, twin], IDENTITIES)
