@@ -22,8 +22,9 @@ from eval.statistics import estimate, paired_comparison
 from experiments.analyses.subjects import write
 from experiments.benchmarks.phases import Bench, whole
 from experiments.benchmarks.speed import counted
+from experiments.records.files import files_of
 from experiments.records.published import read_all
-from experiments.records.record import OWN, Record, Scored, files_of
+from experiments.records.record import OWN, Record, Scored
 from experiments.setup.building import build_group
 from experiments.terminal import quiet_libraries, say
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.metrics import METRICS
-from experiments.records.record import OWN, SCHEMA_VERSION, RecordError, Scored, record_of, write
+from experiments.records.files import write
+from experiments.records.record import OWN, SCHEMA_VERSION, RecordError, Scored, record_of
 from experiments.store.artifacts import digest_of, safe_name
 
 VISIBILITY = ("linf", "psnr", "ssim", "lpips")  # scores of photos; all others are of galleries

@@ -14,7 +14,8 @@ from experiments.leaderboard.columns import (
     rank_text,
 )
 from experiments.leaderboard.standings import Row
-from experiments.records.record import Imported, Record, Scored, natural
+from experiments.records.files import natural
+from experiments.records.record import Imported, Record, Scored
 
 IDENTITIES = re.compile(r"'?dataset\.identities=\[([\d, ]+)\]'?")
 GAP = "\0"

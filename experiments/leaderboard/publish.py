@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from experiments.records.files import files_of, natural
 from experiments.records.published import (
     images_of,
     read_all,
@@ -27,7 +28,7 @@ from experiments.records.published import (
     read_images,
     write_folder,
 )
-from experiments.records.record import Record, RecordError, Scored, files_of, natural
+from experiments.records.record import Record, RecordError, Scored
 from experiments.store.artifacts import MANIFEST, Artifact, safe_name, verified
 from experiments.store.disk import StoreError, atomic_write
 

@@ -17,8 +17,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from experiments.processes import ROOT, Command, outcomes, usable_cores
+from experiments.records.files import files_of
 from experiments.records.published import read_all
-from experiments.records.record import Record, RecordError, files_of
+from experiments.records.record import Record, RecordError
 from experiments.store.provenance import digest_of_file, versions
 
 RECORDS = Path(__file__).parents[1] / "results" / "records"

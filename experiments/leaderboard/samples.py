@@ -9,7 +9,8 @@ import pandas as pd
 
 from eval.metrics import METRICS
 from experiments.leaderboard.names import labels, settings_of
-from experiments.records.record import Record, Scored, natural
+from experiments.records.files import natural
+from experiments.records.record import Record, Scored
 
 UNPROTECTED = "none"
 FEWEST = 10  # identities: a signed-rank test of 7 cannot reach p = 0.01 however they differ

@@ -18,7 +18,8 @@ from experiments.leaderboard.samples import (
     samples,
     usual_people,
 )
-from experiments.records.record import Scored, natural
+from experiments.records.files import natural
+from experiments.records.record import Scored
 
 SCORE = "identity_retention"  # the score that ranks
 PLACEBO = "noise"

@@ -11,16 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.records.record import (
-    Record,
-    RecordError,
-    Scored,
-    as_json,
-    natural,
-    parsed,
-    read,
-    record_of,
-)
+from experiments.records.files import as_json, natural, parsed, read
+from experiments.records.record import Record, RecordError, Scored, record_of
 from experiments.store.artifacts import digest_of
 from experiments.store.disk import atomic_write
 

@@ -96,7 +96,7 @@ def _outcomes(config: DictConfig) -> list[Path]:
 
 
 def _print_table(outcomes: Sequence[Mapping]) -> None:
-    from experiments.records.record import read
+    from experiments.records.files import read
 
     shards: dict[tuple[str, ...], list[str]] = {}  # by their records, the overrides
     for outcome in outcomes:
@@ -120,7 +120,7 @@ def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
     from tabulate import tabulate
 
     from eval.statistics import estimate
-    from experiments.records.record import natural
+    from experiments.records.files import natural
     from experiments.run.table import estimated, heading, score
 
     overrides = [dict(word.split("=", 1) for word in words if "=" in word) for words, _ in jobs]

@@ -10,8 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from anticustom.identities import Identity, PhotoSet
+from experiments.records.files import read, write
 from experiments.records.naming import attack_parts, row_of, with_contents, without
-from experiments.records.record import SCHEMA_VERSION, ArmScores, Record, read, record_of, write
+from experiments.records.record import SCHEMA_VERSION, ArmScores, Record, record_of
 from experiments.run.overview import Row, draw_overview
 from experiments.run.photo_files import photo_files
 from experiments.run.scores import Scores

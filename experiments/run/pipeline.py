@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from anticustom.identities import Identity, with_clean_photos
-from experiments.records.record import read
+from experiments.records.files import read
 from experiments.run.dry_step import check_memory
 from experiments.run.outcome import ARMS, Outcome, publish
 from experiments.run.scores import Scores

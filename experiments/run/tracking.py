@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from experiments.records.record import Record, as_json
+from experiments.records.files import as_json
+from experiments.records.record import Record
 from experiments.store.disk import atomic_write
 
 log = logging.getLogger(__name__)

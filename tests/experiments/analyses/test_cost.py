@@ -8,7 +8,7 @@ from experiments.analyses import cost as analyse_cost
 from experiments.analyses.cost import chosen, falls, main, operations
 from experiments.benchmarks.phases import Bench, whole
 from experiments.benchmarks.speed import counted
-from experiments.records.record import write
+from experiments.records.files import write
 from experiments.setup.composing import composed, resolved
 
 COSTS = {"noise": 0, "simac_fast": 5e11, "simac": 5e12}

@@ -12,7 +12,7 @@ from experiments.leaderboard.board import LEADERBOARD, RECORDS, leaderboard, lin
 from experiments.leaderboard.figures import figures
 from experiments.leaderboard.page import merged
 from experiments.leaderboard.standings import standings
-from experiments.records.record import write
+from experiments.records.files import write
 
 
 def made(records, strips=None):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from experiments.leaderboard.board import main
-from experiments.records.record import write
+from experiments.records.files import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:

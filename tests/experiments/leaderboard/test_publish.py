@@ -7,8 +7,8 @@ from helpers import resealed
 from PIL import Image
 
 from experiments.leaderboard.publish import GROUP_GAP, TILE, main, publish
+from experiments.records.files import as_json, files_of, read, write
 from experiments.records.published import read_folder, read_images
-from experiments.records.record import as_json, files_of, read, write
 from experiments.store.artifacts import MANIFEST, Artifact, Store
 
 COLOURS = {"protect": "red", "unprotected": "lime", "protected": "blue"}

@@ -13,7 +13,7 @@ from experiments.leaderboard.reproduce import (
     state_of_code,
     summary,
 )
-from experiments.records.record import write
+from experiments.records.files import write
 
 
 def test_numbers_that_moved_are_told_from_those_that_did_not(made_up):

@@ -2,15 +2,8 @@ import json
 
 import pytest
 
-from experiments.records.record import (
-    RecordError,
-    as_json,
-    files_of,
-    natural,
-    read,
-    record_of,
-    write,
-)
+from experiments.records.files import as_json, files_of, natural, read, write
+from experiments.records.record import RecordError, record_of
 
 
 def scores(**changes):

@@ -83,7 +83,7 @@ def test_what_an_earlier_sweep_left_in_the_folder_does_not_count(tmp_path):
 
 
 def test_a_job_that_failed_with_one_person_keeps_its_row(record, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("experiments.records.record.read", lambda path: record(float(path.stem)))
+    monkeypatch.setattr("experiments.records.files.read", lambda path: record(float(path.stem)))
     ended(tmp_path, 1, ["0.1.json"], "0: bad luck")
     config = ended(tmp_path, 2, ["0.2.json", "0.4.json"])
     with pytest.raises(SystemExit, match=r"for the reasons above: seed=1\. Run"):

@@ -12,7 +12,8 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from experiments.records.record import Record, as_json
+from experiments.records.files import as_json
+from experiments.records.record import Record
 from experiments.run.tracking import NoTracker, WandbTracker, _digest, filled_in
 from experiments.setup.composing import composed
 
