@@ -25,17 +25,12 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def random_sd(tmp_path_factory) -> Path:
-    """The folder of a minuscule Stable Diffusion with random weights, for images of 64 px."""
+    """Return the folder of a minuscule Stable Diffusion with random weights, for 64 px."""
     import torch
-    from diffusers import (
-        AutoencoderKL,
-        DDPMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from experiments.embedded.architecture import MAX_LENGTH, make_tokenizer
+    from experiments.embedded.architecture import MAX_LENGTH, make_tokenizer, new_scheduler
 
     tokenizer = make_tokenizer([])
     small = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
@@ -73,13 +68,7 @@ def random_sd(tmp_path_factory) -> Path:
         unet=unet,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler=DDPMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            steps_offset=1,
-        ),
+        scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -89,6 +89,15 @@ def weights(model) -> dict[str, torch.Tensor]:
     }
 
 
+def base_weights(model) -> dict[str, torch.Tensor]:
+    """Return the weights of a model without those of its adapters."""
+    return {
+        name.replace(".base_layer", ""): value
+        for name, value in weights(model).items()
+        if "lora_" not in name
+    }
+
+
 def changed(before, after) -> set[str]:
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}

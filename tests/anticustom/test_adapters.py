@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import base_weights, changed
 
 from anticustom.attacks.inputs import SurrogateInputs
 from anticustom.draws import SeededDraws
@@ -15,16 +16,6 @@ def aspl(preset):
     return preset("aspl", "memory=12gb")
 
 
-def base_weights(model) -> dict[str, torch.Tensor]:
-    """Return the weights of UNet and text encoder without those of adapters."""
-    return {
-        name.replace(".base_layer", ""): value.clone()
-        for part in (model.unet, model.text_encoder)
-        for name, value in part.named_parameters()
-        if "lora_" not in name
-    }
-
-
 def test_the_surrogate_moves_by_its_adapters_alone(aspl, inputs_for, new_model, class_images):
     model = new_model()
     before = base_weights(model)
@@ -32,7 +23,7 @@ def test_the_surrogate_moves_by_its_adapters_alone(aspl, inputs_for, new_model, 
     inputs = inputs_for(aspl, surrogates=[SurrogateInputs(model, draws, lambda: class_images)])
     protected = aspl(inputs)
     after = base_weights(model)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not changed(before, after)
     moved = [p for name, p in model.unet.named_parameters() if "lora_B" in name]
     assert moved
     assert sum(bool(parameter.any()) for parameter in moved) > len(moved) / 2

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, PNDMScheduler
 from helpers import PROMPTS, parameters
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from anticustom.adapters import ATTENTION, Adapters, add_adapters
 from anticustom.customizers.custom_diffusion import text_projections
@@ -19,49 +17,11 @@ from anticustom.finetuning import FineTuning, Trainer, all_weights, encode
 from anticustom.losses import recorded_features
 from anticustom.model_files import image_size
 from anticustom.timestep_policies import image_gradient_and_loss
-from experiments.embedded.architecture import make_tokenizer
+from experiments.benchmarks.random_models import random_model
 
 PROMPT = PROMPTS["instance_prompt"]
 NAMES = ("a.png", "b.png")
-UNET = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
-}
-VAE = {
-    "sample_size": 512,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "scaling_factor": 0.18215,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
-CLIP = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "hidden_act": "quick_gelu",
-}
-UNET_21 = {
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-}
-OPEN_CLIP = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "hidden_act": "gelu",
-}
-SCHEDULER = {
+SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
@@ -71,37 +31,26 @@ SCHEDULER = {
 
 
 @dataclass(frozen=True)
-class Release:
-    """The settings in which a release differs, and its published numbers of parameters."""
+class Sizes:
+    """Published numbers of parameters, and of the text encoder's layers."""
 
-    unet: dict
-    text: dict
-    unet_parameters: int
-    text_parameters: int
-    lora_parameters: int  # of the UNet's attention at rank 4
+    unet: int
+    text_encoder: int
+    text_layers: int
+    lora: int  # of the UNet's attention at rank 4
     text_projections: int  # of the UNet's cross-attention: keys and values
 
 
-RELEASES = {
-    # the two share an architecture
-    "sd14_and_sd15": Release({}, {}, 859_520_964, 123_060_480, 797_184, 19_169_280),
-    "sd21": Release(UNET_21, OPEN_CLIP, 865_910_724, 340_387_840, 829_952, 25_559_040),
+RELEASES = {  # SD 1.4 has the architecture of SD 1.5
+    "sd15": Sizes(859_520_964, 123_060_480, 12, 797_184, 19_169_280),
+    "sd21": Sizes(865_910_724, 340_387_840, 23, 829_952, 25_559_040),
 }
 
 
-def assemble(
-    name: str, prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32
-) -> LatentDiffusion:
-    release = RELEASES[name]
-    with torch.device("meta"):
-        vae = AutoencoderKL(**VAE)
-        unet = UNet2DConditionModel(**UNET | release.unet)
-        text_encoder = CLIPTextModel(CLIPTextConfig(**CLIP | release.text))
-    networks = [network.to(dtype) for network in (vae, unet, text_encoder)]
-    tokenizer = make_tokenizer([])
-    tokenizer.model_max_length = 77
-    scheduler = DDPMScheduler(**SCHEDULER, prediction_type=prediction_type, clip_sample=False)
-    return LatentDiffusion(*networks, tokenizer, scheduler)
+def assemble(name: str, prediction_type="epsilon", precision="float32") -> LatentDiffusion:
+    model = random_model(name, "meta", precision)
+    model.scheduler.register_to_config(prediction_type=prediction_type)
+    return model
 
 
 @pytest.fixture(params=RELEASES)
@@ -110,7 +59,7 @@ def name(request) -> str:
 
 
 @pytest.fixture
-def release(name) -> Release:
+def sizes(name) -> Sizes:
     return RELEASES[name]
 
 
@@ -128,19 +77,19 @@ def drawn(model):
     return draw_batches(draws, "0 perturb", NAMES, 1, [model.timesteps] * 2)[0].to("meta")
 
 
-def test_sizes(release, model, tmp_path):
+def test_sizes(sizes, model, tmp_path):
     assert model.latent_shape == (4, 64, 64)
     assert model.timesteps.tolist() == list(range(1000))
-    assert sum(p.numel() for p in model.unet.parameters()) == release.unet_parameters
-    assert sum(p.numel() for p in model.text_encoder.parameters()) == release.text_parameters
+    assert sum(p.numel() for p in model.unet.parameters()) == sizes.unet
+    assert sum(p.numel() for p in model.text_encoder.parameters()) == sizes.text_encoder
     for part in ("unet", "vae"):
         getattr(model, part).save_config(tmp_path / part)
-    assert image_size(Path(tmp_path)) == 512
+    assert image_size(tmp_path) == 512
     pipeline = model.pipeline()
     assert pipeline.vae_scale_factor * pipeline.unet.config.sample_size == 512
 
 
-def test_forward_shapes(release, model):
+def test_forward_shapes(model):
     posterior = model.posterior(photos())
     assert posterior.mean.shape == posterior.std.shape == (2, 4, 64, 64)
     draw = drawn(model)
@@ -178,7 +127,7 @@ def test_the_image_gradient_of_every_attacks_loss(model, configured, attack):
 
 
 def test_bfloat16_weights_give_float32_losses_and_gradients(configured):
-    model = assemble("sd21", "v_prediction", torch.bfloat16)
+    model = assemble("sd21", "v_prediction", "bfloat16")
     loss = configured("attack", "attack=simac_released").loss
     with torch.no_grad():
         clean = model.posterior(photos())
@@ -210,18 +159,18 @@ def assert_a_step_reaches(model, trained):
 
 
 @pytest.mark.parametrize(
-    ("name", "trained"), [("sd14_and_sd15", all_weights), ("sd21", all_weights), ("sd21", lora)]
+    ("name", "trained"), [("sd15", all_weights), ("sd21", all_weights), ("sd21", lora)]
 )
 def test_a_training_step_reaches_all_that_is_trained(model, trained):
     assert_a_step_reaches(model, list(trained(model)))
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["word", "word_and_projections"])
-def test_the_rare_word_and_the_text_projections_are_reached(release, model, both):
+def test_the_rare_word_and_the_text_projections_are_reached(sizes, model, both):
     width = model.unet.config.cross_attention_dim
     projections = text_projections(model)
     assert len(projections) == 16 * 2  # transformers, each with keys and values
-    assert sum(p.numel() for p in projections.values()) == release.text_projections
+    assert sum(p.numel() for p in projections.values()) == sizes.text_projections
     assert {p.shape[1] for p in projections.values()} == {width}
     with trained_embeddings(model, "sks", embeddings(model, "sks")) as rows:
         assert rows.shape == (1, width)
@@ -229,13 +178,12 @@ def test_the_rare_word_and_the_text_projections_are_reached(release, model, both
         assert_a_step_reaches(model, trained)
 
 
-def test_adapters_attach_to_every_attention_projection(release, model):
+def test_adapters_attach_to_every_attention_projection(sizes, model):
     lora(model)
-    layers = release.text.get("num_hidden_layers", CLIP["num_hidden_layers"])
     # 16 transformers in the UNet, each with self and cross attention
     expected = {
         "unet": (16 * 2, ["to_q", "to_k", "to_v", "to_out.0"]),
-        "text_encoder": (layers, ["q_proj", "k_proj", "v_proj", "out_proj"]),
+        "text_encoder": (sizes.text_layers, ["q_proj", "k_proj", "v_proj", "out_proj"]),
     }
     for part, (attentions, projections) in expected.items():
         adapters = [n for n, _ in getattr(model, part).named_parameters() if "lora_" in n]
@@ -243,8 +191,8 @@ def test_adapters_attach_to_every_attention_projection(release, model):
         for projection, matrix in product(projections, ("lora_A", "lora_B")):
             end = f".{projection}.{matrix}.default.weight"
             assert sum(name.endswith(end) for name in adapters) == attentions
-    sizes = [p.numel() for name, p in model.unet.named_parameters() if "lora_" in name]
-    assert sum(sizes) == release.lora_parameters
+    numbers = [p.numel() for name, p in model.unet.named_parameters() if "lora_" in name]
+    assert sum(numbers) == sizes.lora
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -265,9 +213,9 @@ def test_the_target_follows_the_prediction_type(prediction_type):
 def test_the_published_scheduler_trains_and_samples(tmp_path):
     """The releases hold the configuration of a PNDM sampler, which has the noise schedule in it."""
     published = {"skip_prk_steps": True, "set_alpha_to_one": False}
-    PNDMScheduler(**SCHEDULER, **published).save_pretrained(tmp_path)
+    PNDMScheduler(**SCHEDULE, **published).save_pretrained(tmp_path)
     ours = DDPMScheduler.from_pretrained(tmp_path)
-    torch.testing.assert_close(ours.alphas_cumprod, PNDMScheduler(**SCHEDULER).alphas_cumprod)
+    torch.testing.assert_close(ours.alphas_cumprod, PNDMScheduler(**SCHEDULE).alphas_cumprod)
     assert ours.config.prediction_type == "epsilon"
     sampler = PNDMScheduler.from_config(ours.config)
     assert {key: sampler.config[key] for key in published} == published
