@@ -9,9 +9,10 @@ from functools import cache
 
 import pytest
 import torch
+from attacking import killed
 from customizing import CUSTOMIZERS, Victim
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from helpers import PRESETS, Killed, Memory
+from helpers import PRESETS
 from hydra.utils import instantiate
 from torch import Tensor
 
@@ -113,19 +114,12 @@ def inputs_for(new_model, pictures, class_images) -> Callable[..., AttackInputs]
 
 @pytest.fixture
 def resumed() -> Callable[..., Tensor]:
-    """Run an attack that is killed where its progress is at `kill_at` after a first checkpoint;
-    return what it ends with when it is run again. `inputs` makes its inputs.
+    """Return the photos of an attack that is killed in its second iteration, where its progress is
+    at `kill_at`, and run again. `inputs` makes its inputs.
     """
 
     def run(attack, inputs: Callable[..., AttackInputs], kill_at: tuple[str, int]) -> Tensor:
-        memory = Memory()
-
-        def killer(what, done, total, loss=None) -> None:
-            if (what, done) == kill_at and memory.saved:
-                raise Killed
-
-        with pytest.raises(Killed):
-            attack(inputs(checkpoint=memory, progress=killer))
+        memory = killed(attack, inputs, kill_at)
         assert memory.saved[1]["iteration"] == 1
         return attack(inputs(checkpoint=memory))
 

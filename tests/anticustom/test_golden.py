@@ -4,220 +4,101 @@ Only the random draws are injected. A folder of the same form with other setting
 pass as well.
 """
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from hydra.utils import instantiate
-from safetensors.torch import load_file
+from helpers import Reports
+from recordings import Recordings, Replay, ReplayedSearch, Trace, names
 from torch import Tensor
 
-from anticustom import diffusion, model_files
-from anticustom.attacks.inputs import AttackInputs, SurrogateInputs
 from anticustom.draws import Draw
-from anticustom.images import read_png, write_png
+from anticustom.images import write_png
 from anticustom.surrogates import start
-from experiments.setup.composing import composed
 
-LEVELS = 127.5  # grey levels per unit of the recordings' [-1, 1] scale
-
-
-class Golden:
-    """A folder of recordings: settings, model and images, and the configurations that they are
-    recordings of.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.settings = json.loads((folder / "settings.json").read_text())
-        images = load_file(folder / "images.safetensors")
-        self.clean, self.adversarial = (images[name] / 2 + 0.5 for name in ("clean", "adversarial"))
-
-    def trace(self, name: str) -> dict[str, Tensor]:
-        return load_file(self.folder / f"{name}.safetensors")
-
-    def model(self) -> diffusion.LatentDiffusion:
-        return model_files.load(str(self.folder / "random_sd"))
-
-    def attack(self, preset: str, *overrides: str):
-        s = self.settings["surrogate_training"]
-        pgd = self.settings["simac" if preset.startswith("simac") else "pgd"]
-        training = "attack.surrogate_schedule.training"
-        config = composed(
-            f"attack={preset}",
-            "attack.precision=float32",
-            "attack.training_precision=float32",
-            f"prompts.instance={self.settings['instance_prompt']}",
-            f"prompts.class={self.settings['class_prompt']}",
-            f"attack.eps={pgd['radius'] * LEVELS}",
-            f"attack.step_size={pgd['step'] * LEVELS}",
-            f"{training}.learning_rate={s['learning_rate']}",
-            f"+{training}.betas={s['betas']}",
-            f"+{training}.weight_decay={s['weight_decay']}",
-            f"+{training}.epsilon={s['epsilon']}",
-            f"{training}.prior_weight={s['prior_weight']}",
-            *overrides,
-        )
-        return instantiate(config.attack, _convert_="object")
-
-    def inputs(self, photos: Tensor, draws, progress=lambda *a: None) -> AttackInputs:
-        return AttackInputs(
-            identity="golden",
-            names=names(photos),
-            photos=photos,
-            seed=0,
-            clean_set=(names(self.clean), self.clean),
-            surrogates=[SurrogateInputs(self.model(), draws, self.class_images)],
-            progress=progress,
-        )
-
-    def class_images(self) -> tuple[tuple[str, ...], Tensor]:
-        files = sorted((self.folder / "class_images").glob("*.png"))
-        return tuple(f.name for f in files), torch.stack([read_png(f) for f in files])
+SCHEDULE = "attack.surrogate_schedule"
 
 
-def names(images: Tensor) -> tuple[str, ...]:
-    return tuple(f"{k}.png" for k in range(len(images)))
-
-
-class Replay:
-    """Recorded draws in place of seeded ones: phases of perturbation by image, of training by
-    instance and class.
-    """
-
-    def __init__(self):
-        self.rows: dict[tuple[str, str], Draw] = {}
-
-    def perturbation(self, phase: str, trace: dict[str, Tensor], prefix: str = "") -> None:
-        timesteps = trace[prefix + "timesteps"]
-        clean = trace.get("clean_posterior", trace[prefix + "posterior"])
-        for image in range(timesteps.shape[1]):
-            self.rows[phase, f"{image}.png"] = Draw(
-                timesteps[:, image],
-                trace[prefix + "noise"][:, image],
-                trace[prefix + "posterior"][:, image],
-                clean[:, image],
-                trace.get("ancestral_noise", trace[prefix + "noise"])[:, image],
-            )
-
-    def training(self, phase: str, trace: dict[str, Tensor], prefix: str = "") -> None:
-        used = ("timesteps", "noise", "posterior")
-        fields = [trace[prefix + name] for name in (*used, "posterior", "noise")]
-        for step in range(len(fields[0])):
-            for row, role in enumerate(("instance", "class")):
-                self.rows[f"{phase} {step}", role] = Draw(*(f[step, row : row + 1] for f in fields))
-
-    def __call__(self, phase: str, name: str, count: int, allowed: Tensor) -> Draw:
-        row = self.rows[phase, name.split()[0]]
-        assert len(row.timesteps) == count
-        return row
-
-
-class Losses(list):
-    def __call__(self, what: str, done: int, total: int, loss: Tensor | None = None) -> None:
-        self.append(float(loss))
+@pytest.fixture(scope="module")
+def golden(shared) -> Recordings:
+    return Recordings(shared / "golden")
 
 
 def assert_same_images(ours: Tensor, golden: Tensor) -> None:
     deviation = (2 * ours - 1 - golden).abs()
-    print(
-        f"largest deviation {deviation.max():.2e}, equal {(deviation <= 1e-6).float().mean():.5f}"
-    )
-    assert (deviation <= 1e-6).float().mean() >= 0.999
+    equal = (deviation <= 1e-6).float().mean()
+    print(f"largest deviation {deviation.max():.2e}, equal {equal:.5f}")
+    assert equal >= 0.999
 
 
-def assert_same_losses(ours: list[float] | Tensor, golden: Tensor, tolerance: float = 1e-4) -> None:
-    deviation = (torch.as_tensor(ours, dtype=torch.float64) - golden).abs().max()
+def assert_same_losses(ours: Reports | Tensor, golden: Tensor) -> None:
+    if isinstance(ours, Reports):
+        ours = torch.tensor([loss for *_, loss in ours], dtype=torch.float64)
+    deviation = (ours.double() - golden).abs().max()
     print(f"largest deviation of the losses {deviation:.2e}")
-    assert deviation <= tolerance
+    assert deviation <= 1e-4
 
 
-@pytest.fixture(scope="module")
-def golden(shared) -> Golden:
-    return Golden(shared / "golden")
-
-
-def still(trace: dict[str, Tensor]) -> list[str]:
-    """One phase of perturbation of a surrogate that does not train."""
-    schedule = "attack.surrogate_schedule"
-    return [
-        f"attack.steps={len(trace['timesteps'])}",
-        f"{schedule}.iterations=1",
-        f"{schedule}.training_steps=0",
-        "timestep_policy=uniform",
-    ]
-
-
-def test_golden_pgd_untargeted(golden):
-    trace, draws, losses = golden.trace("pgd_untargeted"), Replay(), Losses()
-    draws.perturbation("0 perturb", trace)
-    attack = golden.attack("aspl_released", *still(trace))
-    protected = attack(golden.inputs(golden.adversarial, draws, losses))
-    assert_same_losses(losses, trace["loss"])
-    assert_same_images(protected, trace["perturbed"])
-
-
-def test_golden_pgd_targeted(golden, tmp_path):
-    trace, draws, losses = golden.trace("pgd_targeted"), Replay(), Losses()
-    draws.perturbation("0 perturb", trace)
-    (target,) = load_file(golden.folder / "images.safetensors")["target"] / 2 + 0.5
-    write_png(tmp_path / "target.png", target)
-    attack = golden.attack(
-        "t_aspl_released", *still(trace), f"loss.target={tmp_path / 'target.png'}"
-    )
-    protected = attack(golden.inputs(golden.adversarial, draws, losses))
-    assert_same_losses(losses, trace["loss"])
-    assert_same_images(protected, trace["perturbed"])
+def still(trace: Trace) -> list[str]:
+    """One phase of perturbation against a surrogate that does not train."""
+    steps = f"attack.steps={len(trace['timesteps'])}"
+    return [steps, f"{SCHEDULE}.iterations=1", f"{SCHEDULE}.training_steps=0"]
 
 
 @pytest.mark.parametrize(
-    ("file", "gradient"), [("simac_pgd_released", False), ("simac_pgd_paper", True)]
+    ("file", "preset", "words"),
+    [
+        ("pgd_untargeted", "aspl_released", []),
+        ("pgd_targeted", "t_aspl_released", ["loss.target={target}"]),
+        ("simac_pgd_released", "simac_released", ["loss.gradient=false"]),
+        ("simac_pgd_paper", "simac_released", ["loss.gradient=true"]),
+    ],
 )
-def test_golden_simac_pgd(golden, file, gradient):
-    trace, draws, losses = golden.trace(file), Replay(), Losses()
+def test_golden_pgd(golden, tmp_path, file, preset, words):
+    trace, draws, losses = golden.trace(file), Replay(), Reports()
     draws.perturbation("0 perturb", trace)
-    attack = golden.attack("simac_released", *still(trace), f"loss.gradient={gradient}")
-    inputs = golden.inputs(golden.adversarial, draws, losses)
+    target = tmp_path / "target.png"
+    write_png(target, golden.target[0])
+    words = [word.format(target=target) for word in words]
+    attack = golden.attack(preset, *still(trace), "timestep_policy=uniform", *words)
+    inputs = golden.inputs(draws, losses)
     protected = attack(inputs)
     assert_same_losses(losses, trace["loss"])
     assert_same_images(protected, trace["perturbed"])
+    if preset != "simac_released":
+        return
+    model = inputs.surrogates[0].model
+    used = ("timesteps", "noise", "posterior", "clean_posterior", "noise")
     with torch.no_grad():
-        model = inputs.surrogates[0].model
         objective = attack.loss.bind(
             model,
             prompt=attack.instance_prompt,
             clean=lambda: model.posterior(golden.adversarial),
             start=lambda: golden.adversarial,
         )
-        used = ("timesteps", "noise", "posterior", "clean_posterior", "noise")
-        first = Draw(*(trace[name][0] for name in used))
-        terms = objective(golden.adversarial, first)
+        terms = objective(golden.adversarial, Draw(*(trace[name][0] for name in used)))
     assert_same_losses(terms["feature"].mean(), trace["feature_loss"][0])
 
 
 def test_golden_surrogate_training(golden):
-    trace, draws = golden.trace("surrogate_training"), Replay()
+    trace, draws, losses = golden.trace("surrogate_training"), Replay(), Reports()
     draws.training("train", trace)
-    attack = golden.attack("aspl_released")
-    inputs = golden.inputs(golden.adversarial, draws)
+    attack, inputs = golden.attack("aspl_released"), golden.inputs(draws)
+    model = inputs.surrogates[0].model
     surrogate = start(
         attack.surrogate_schedule,
-        inputs.surrogates[0].model,
+        model,
         draws,
         instance_prompt=attack.instance_prompt,
         class_prompt=attack.class_prompt,
         clean=inputs.clean_set,
-        class_images=inputs.surrogates[0].class_images,
+        class_images=golden.class_images(),
         seed=0,
     )
-    losses = Losses()
     surrogate.train(surrogate.clean, len(trace["loss"]), "train", "clean", losses)
     assert_same_losses(losses, trace["loss"])
     weights = {
         f"{part}.{name}": value
         for part in ("unet", "text_encoder")
-        for name, value in getattr(inputs.surrogates[0].model, part).named_parameters()
+        for name, value in getattr(model, part).named_parameters()
     }
     # a text encoder saved by another version of transformers may carry one more level in its names
     weights |= {name.replace(".text_model.", "."): value for name, value in weights.items()}
@@ -228,73 +109,50 @@ def test_golden_surrogate_training(golden):
 
 
 def test_golden_aspl(golden):
-    trace, draws, losses = golden.trace("aspl_2_iterations"), Replay(), Losses()
-    s = golden.settings["aspl"]
-    for i in range(s["iterations"]):
+    trace, draws, losses = golden.trace("aspl_2_iterations"), Replay(), Reports()
+    settings = golden.settings["aspl"]
+    for i in range(settings["iterations"]):
         draws.perturbation(f"{i} perturb", trace, f"iter{i}.pgd.")
         draws.training(f"{i} train clean", trace, f"iter{i}.train_clean.")
         draws.training(f"{i} train protected", trace, f"iter{i}.train_perturbed.")
     attack = golden.attack(
         "aspl_released",
-        f"attack.steps={s['pgd_steps']}",
-        f"attack.surrogate_schedule.iterations={s['iterations']}",
-        f"attack.surrogate_schedule.training_steps={s['train_steps']}",
+        f"attack.steps={settings['pgd_steps']}",
+        f"{SCHEDULE}.iterations={settings['iterations']}",
+        f"{SCHEDULE}.training_steps={settings['train_steps']}",
     )
-    protected = attack(golden.inputs(golden.adversarial, draws, losses))
+    protected = attack(golden.inputs(draws, losses))
     assert_same_losses(losses, trace["loss"])
     assert_same_images(protected, trace["perturbed"])
 
 
-class RecordedSearch:
-    """The recorded rounds of the greedy search; notes what each round had to choose from."""
-
-    def __init__(self, trace: dict[str, Tensor]):
-        self.trace = trace
-        rounds = trace["rounds_per_image"].tolist()
-        self.first = [sum(rounds[:k]) for k in range(len(rounds))]
-        self.remaining: dict[int, int] = {}
-
-    def __call__(self, phase: str, name: str, count: int, allowed: Tensor) -> Draw:
-        row = self.first[int(name.split(".")[0])] + int(phase.split()[1])
-        self.remaining[row] = len(allowed)
-        timesteps = self.trace["candidate_timesteps"][row]
-        timesteps = torch.cat([timesteps, timesteps[:1]])
-        noise, posterior = (self.trace[f][row, :, 0] for f in ("noise", "posterior"))
-        return Draw(timesteps, noise, posterior, posterior, noise)
-
-
 def test_golden_simac_timestep_selection(golden):
-    trace, s = golden.trace("simac_timestep_selection"), golden.settings["simac"]
-    attack = golden.attack(
-        "simac_released",
-        f"timestep_policy.candidates={s['candidates']}",
-        f"timestep_policy.window={s['window']}",
-        f"timestep_policy.margin={s['clamp']}",
-        f"timestep_policy.keep={s['stop_at']}",
-        f"timestep_policy.max_rounds={s['max_rounds']}",
+    trace, settings = golden.trace("simac_timestep_selection"), golden.settings["simac"]
+    recorded = {"margin": "clamp", "keep": "stop_at"}  # names in the recorded settings
+    policy = ("candidates", "window", "margin", "keep", "max_rounds")
+    words = [f"timestep_policy.{name}={settings[recorded.get(name, name)]}" for name in policy]
+    attack, draws, reports = (
+        golden.attack("simac_released", *words),
+        ReplayedSearch(trace),
+        Reports(),
     )
-    draws, model, scores = RecordedSearch(trace), golden.model(), []
-    images = golden.adversarial[: len(trace["rounds_per_image"])]
+    images = golden.adversarial[: len(draws.rounds)]
     kept = attack.timestep_policy.allowed(
-        model,
+        golden.model(),
         images,
         names(images),
         attack.instance_prompt,
         draws,
         eps=attack.eps,
         step_size=attack.step_size,
-        progress=lambda what, done, total, loss: scores.append(float(loss)),
+        progress=reports,
     )
-    assert [t.tolist() for t in kept] == [
-        trace[f"kept_image{k}"].tolist() for k in range(len(images))
-    ]
-    rounds = trace["rounds_per_image"].tolist()
-    for number, score in enumerate(scores):
-        rows = [
-            first + number
-            for first, count in zip(draws.first, rounds, strict=True)
-            if number < count
-        ]
+    assert len(kept) == len(images)
+    for k, timesteps in enumerate(kept):
+        assert timesteps.tolist() == trace[f"kept_image{k}"].tolist()
+    for number, (*_, score) in enumerate(reports):
+        started = zip(draws.first, draws.rounds, strict=True)
+        rows = [first + number for first, count in started if number < count]
         # the gradient by [0, 1] is twice the recorded one, by [-1, 1]
         assert score == pytest.approx(2 * trace["candidate_scores"][rows].mean().item(), rel=1e-4)
     remaining = [draws.remaining[row] for row in range(len(trace["remaining_before"]))]
