@@ -20,6 +20,13 @@ def killed(attack, inputs: Callable[..., AttackInputs], kill_at: tuple[str, int]
     return memory
 
 
+def resumed(attack, inputs: Callable[..., AttackInputs], kill_at: tuple[str, int]) -> Tensor:
+    """Return the photos of an attack that is killed in its second iteration and run again."""
+    memory = killed(attack, inputs, kill_at)
+    assert memory.saved[1]["iteration"] == 1
+    return attack(inputs(checkpoint=memory))
+
+
 def drawn(inputs: AttackInputs, count: int) -> list[Draw]:
     """Return the draws of the first perturbation phase, of which all timesteps are allowed."""
     (source,) = inputs.surrogates

@@ -9,7 +9,6 @@ from functools import cache
 
 import pytest
 import torch
-from attacking import killed
 from customizing import CUSTOMIZERS, Victim
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from helpers import PRESETS
@@ -41,7 +40,7 @@ def pictures() -> Callable[[int, int], Tensor]:
 
 @pytest.fixture(scope="session")
 def new_model(random_sd) -> Callable[..., diffusion.LatentDiffusion]:
-    """Return a model with random weights that nobody else has."""
+    """Return a new copy of the model with random weights."""
 
     @cache
     def loaded(precision: str) -> diffusion.LatentDiffusion:
@@ -64,8 +63,8 @@ def exact_model(model) -> diffusion.LatentDiffusion:
 
 
 @pytest.fixture
-def draws(model) -> SeededDraws:
-    return SeededDraws(0, "ann", model.latent_shape)
+def draws() -> SeededDraws:
+    return DRAWS
 
 
 @pytest.fixture(scope="session")
@@ -85,9 +84,7 @@ def class_images(pictures) -> tuple[tuple[str, ...], Tensor]:
 
 @pytest.fixture
 def inputs_for(new_model, pictures, class_images) -> Callable[..., AttackInputs]:
-    """Return an attack's inputs, with a model of their own in the precision it is to be
-    loaded in.
-    """
+    """Return an attack's inputs, with a model of their own in the precision of its loading."""
 
     def make(
         attack,
@@ -96,13 +93,13 @@ def inputs_for(new_model, pictures, class_images) -> Callable[..., AttackInputs]
         load_class_images=lambda: class_images,
         **changed,
     ) -> AttackInputs:
-        photos = {"a.png": 0, "b.jpg": 1}
-        asked = getattr(attack, "training_precision", None) or getattr(attack, "precision", None)
-        precision = "bfloat16" if asked == "bfloat16" else "float32"
+        seeds = {"a.png": 0, "b.jpg": 1}
+        loaded = getattr(attack, "training_precision", None) or getattr(attack, "precision", None)
+        precision = "bfloat16" if loaded == "bfloat16" else "float32"
         settings = {
             "identity": "ann",
             "names": names,
-            "photos": torch.cat([pictures(1, photos[name]) for name in names]),
+            "photos": torch.cat([pictures(1, seeds[name]) for name in names]),
             "seed": 0,
             "clean_set": (("c.png", "d.png"), pictures(2, 2)),
             "surrogates": [SurrogateInputs(new_model(precision), draws, load_class_images)],
@@ -110,20 +107,6 @@ def inputs_for(new_model, pictures, class_images) -> Callable[..., AttackInputs]
         return AttackInputs(**settings | changed)
 
     return make
-
-
-@pytest.fixture
-def resumed() -> Callable[..., Tensor]:
-    """Return the photos of an attack that is killed in its second iteration, where its progress is
-    at `kill_at`, and run again. `inputs` makes its inputs.
-    """
-
-    def run(attack, inputs: Callable[..., AttackInputs], kill_at: tuple[str, int]) -> Tensor:
-        memory = killed(attack, inputs, kill_at)
-        assert memory.saved[1]["iteration"] == 1
-        return attack(inputs(checkpoint=memory))
-
-    return run
 
 
 @pytest.fixture
@@ -143,7 +126,7 @@ def inputs_of(new_model, pictures, class_images):
             model=new_model(precision),
             photos=(("a.png", "b.png"), pictures(2, 0)),
             class_images=class_images,
-            draws=draws or SeededDraws(0, "ann", (4, 8, 8)),
+            draws=draws or DRAWS,
             progress=progress,
             checkpoint=checkpoint or NoCheckpoint(),
         )

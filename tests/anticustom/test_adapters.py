@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from attacking import resumed
 from helpers import base_weights, changed
 
 from anticustom.attacks.inputs import SurrogateInputs
@@ -43,6 +44,6 @@ def test_the_learning_rate_is_that_of_adapters(configured):
 
 
 @pytest.mark.parametrize("kill_at", [("surrogate training", 3), ("perturbation", 3)])
-def test_a_killed_attack_goes_on_and_ends_with_the_same_bytes(aspl, inputs_for, resumed, kill_at):
+def test_a_killed_attack_goes_on_and_ends_with_the_same_bytes(aspl, inputs_for, kill_at):
     inputs = partial(inputs_for, aspl)
     assert torch.equal(resumed(aspl, inputs, kill_at), aspl(inputs()))

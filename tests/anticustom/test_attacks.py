@@ -15,6 +15,7 @@ from helpers import (
     frozen,
     levels,
     parameters,
+    refused,
     weights,
 )
 
@@ -237,10 +238,8 @@ def test_a_loss_that_is_not_finite_names_photo_and_step(preset, inputs_for):
 
     attack = preset("aspl")
     inputs = inputs_for(attack, draws=Poisoned(0, "ann", (4, 8, 8)))
-    match = r"iteration 1.*step 1, photo b.jpg.*float32"
-    with pytest.raises(FloatingPointError, match=match) as error:
+    with refused(r"iteration 1.*step 1, photo b.jpg.*float32", FloatingPointError):
         attack(inputs)
-    assert "\n" not in str(error.value)
 
 
 def test_a_broken_weight_is_noticed(preset, inputs_for):
@@ -257,6 +256,5 @@ def test_a_broken_weight_is_noticed(preset, inputs_for):
     [("eps", 0.03), ("eps", 300), ("step_size", 0), ("steps", 0), ("transform_samples", 0)],
 )
 def test_bad_settings_are_refused(key, value):
-    with pytest.raises(ValueError, match=f"{key}=") as error:
+    with refused(f"{key}="):
         frozen(**{key: value})
-    assert "\n" not in str(error.value)

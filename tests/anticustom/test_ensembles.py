@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attacking import resumed
 from helpers import changed, levels, weights
 
 from anticustom.attacks.inputs import SurrogateInputs
@@ -133,7 +134,7 @@ def test_one_surrogate_makes_no_ensemble(preset, inputs_for):
     ],
 )
 def test_a_killed_ensemble_goes_on_and_ends_with_the_same_bytes(
-    preset, inputs_for, two, resumed, combination, kill_at
+    preset, inputs_for, two, combination, kill_at
 ):
     attack = replace(preset("aspl"), combination=combination)
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from helpers import refused
 
 from anticustom.draws import draw_batches
 from anticustom.losses import (
@@ -173,9 +174,8 @@ def test_features_are_recorded_only_inside(model):
     ("key", "value"), [("reference", "clean"), ("weight", -1.0), ("weight", float("nan"))]
 )
 def test_bad_settings_are_refused(key, value):
-    with pytest.raises(ValueError, match=f"^loss.{key}=.*expected") as error:
+    with refused(f"^loss.{key}=.*expected"):
         FeatureInterference(**{key: value})
-    assert "\n" not in str(error.value)
 
 
 @PREDICTION

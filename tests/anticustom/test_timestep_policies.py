@@ -2,7 +2,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from helpers import Reports
+from helpers import Reports, refused
 
 from anticustom.diffusion import Posterior
 from anticustom.draws import SeededDraws, draw_batches, joined
@@ -175,9 +175,8 @@ def test_uniform_and_interval(model, pictures, policy, timesteps):
 
 @pytest.mark.parametrize(("low", "high"), [(3, 2), (0, 1000), (-1, 2), (0.5, 2)])
 def test_bad_intervals_are_refused(low, high):
-    with pytest.raises(ValueError, match=r"^timestep_policy.*expected") as error:
+    with refused(r"^timestep_policy.*expected"):
         Interval(low=low, high=high)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +193,8 @@ def test_bad_intervals_are_refused(low, high):
     ],
 )
 def test_bad_searches_are_refused(key, value):
-    with pytest.raises(ValueError, match=r"^timestep_policy.*expected") as error:
+    with refused(r"^timestep_policy.*expected"):
         AdaptiveGreedy(**{key: value})
-    assert "\n" not in str(error.value)
 
 
 def test_an_images_gradient_is_that_of_its_own_loss(model, pictures):
