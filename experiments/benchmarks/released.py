@@ -1,62 +1,73 @@
 """SimAC as its released code is built, with its waste, to compare its cost with.
 
-Photos and timestep candidates go one at a time in the search; the text encoder runs in every step;
-the gradient is taken to all weights too; photos are encoded again at every step; the models are
-copied three times an iteration; the optimizer is rebuilt for every three steps. It computes no
-result that is used.
+Photos and timestep candidates go one at a time in the search. The text encoder runs in every step.
+The gradient is taken to all weights too. Photos are encoded again at every step. The models are
+copied three times an iteration. The optimizer is rebuilt for every three steps. No result is used.
 """
 
-from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anticustom.diffusion import LatentDiffusion
+from anticustom.finetuning import all_weights
 from anticustom.images import project, sign_step
 from anticustom.losses import per_image_mse, recorded_features
-from experiments.benchmarks.phases import Bench
+from experiments.benchmarks.phases import Bench, Call
 
-ROUNDS = 30  # of the search, about as many as it takes
+LAST_LEVEL = (3,)  # of the decoder, whose features the loss compares
 
 
-def simac_as_released(bench: Bench) -> tuple[Callable[[], object], int]:
-    photos, classes = bench.photos(bench.count), bench.photos(bench.count + 1)
-    schedule, eps, step = bench.attack.surrogate_schedule, bench.attack.eps, bench.attack.step_size
+def released_search_round(bench: Bench) -> Call:
+    """Return a round of the search, for one photo after the other."""
+    attack, model, photos = bench.attack, _trainable(bench.model), bench.photos(bench.count)
 
     def call() -> None:
-        model = _trainable(deepcopy(bench.model))
-        for photo in photos:
-            image = photo[None]
-            for _ in range(ROUNDS):
-                for _ in range(bench.attack.timestep_policy.candidates):
-                    _gradient(model, bench, image)
-                image = sign_step(image, _gradient(model, bench, image), step)
+        for photo in photos.split(1):
+            for _ in range(attack.timestep_policy.candidates):
+                _gradient(model, photo, attack.instance_prompt)
+            sign_step(photo, _gradient(model, photo, attack.instance_prompt), attack.step_size)
+
+    return call, bench.count
+
+
+def released_iteration(bench: Bench) -> Call:
+    """Return an iteration: a copy trains on clean photos and is attacked, another on protected."""
+    attack, model = bench.attack, _trainable(bench.model)
+    photos, classes = bench.photos(bench.count), bench.photos(bench.count + 1)
+
+    def call() -> None:
+        attacked = _copied(_trained(_copied(model), bench, photos, classes))
         protected = photos
-        for _ in range(schedule.iterations):
-            attacked = _trained(_copied(model), bench, photos, classes)
-            attacked = _copied(attacked)
-            start = protected
-            for _ in range(bench.attack.steps):
-                with torch.no_grad(), recorded_features(attacked, (3,)):
-                    _loss(attacked, start, bench.attack.instance_prompt)
-                with recorded_features(attacked, (3,)):
-                    gradient = _gradient(attacked, bench, protected)
-                protected = project(sign_step(protected, gradient, step), photos, eps)
-            model = _trained(_copied(model), bench, protected, classes)
+        for _ in range(attack.steps):
+            with torch.no_grad(), recorded_features(attacked, LAST_LEVEL):
+                _loss(attacked, photos, attack.instance_prompt)
+            with recorded_features(attacked, LAST_LEVEL):
+                gradient = _gradient(attacked, protected, attack.instance_prompt)
+            moved = sign_step(protected, gradient, attack.step_size)
+            protected = project(moved, photos, attack.eps)
+        _trained(_copied(model), bench, protected, classes)
 
     return call, bench.count
 
 
 def _copied(model: LatentDiffusion) -> LatentDiffusion:
-    parts = {part: deepcopy(getattr(model, part)) for part in ("unet", "text_encoder")}
-    fields = {f: getattr(model, f) for f in ("vae", "tokenizer", "scheduler", "mixed")}
-    return _trainable(LatentDiffusion(**fields, **parts))
+    return _trainable(
+        LatentDiffusion(
+            vae=model.vae,
+            unet=deepcopy(model.unet),
+            text_encoder=deepcopy(model.text_encoder),
+            tokenizer=model.tokenizer,
+            scheduler=model.scheduler,
+            mixed=model.mixed,
+        )
+    )
 
 
 def _trainable(model: LatentDiffusion) -> LatentDiffusion:
-    for network in (model.unet, model.text_encoder):
-        network.requires_grad_(True)
+    for parameter in all_weights(model):
+        parameter.requires_grad_(True)
     return model
 
 
@@ -70,24 +81,23 @@ def _loss(model: LatentDiffusion, images: Tensor, prompt: str) -> Tensor:
     return per_image_mse(prediction, noise).mean()
 
 
-def _gradient(model: LatentDiffusion, bench: Bench, images: Tensor) -> Tensor:
+def _gradient(model: LatentDiffusion, images: Tensor, prompt: str) -> Tensor:
     images = images.detach().requires_grad_()
-    _loss(model, images, bench.attack.instance_prompt).backward()
-    for network in (model.unet, model.text_encoder):
-        network.zero_grad()
+    _loss(model, images, prompt).backward()
+    for parameter in all_weights(model):
+        parameter.grad = None
     return images.grad
 
 
 def _trained(
     model: LatentDiffusion, bench: Bench, photos: Tensor, classes: Tensor
 ) -> LatentDiffusion:
-    settings = bench.attack.surrogate_schedule
-    weights: list[nn.Parameter] = [*model.unet.parameters(), *model.text_encoder.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=settings.training.learning_rate)
-    for step in range(settings.training_steps):
-        k = step % len(photos)
-        loss = _loss(model, photos[k : k + 1], bench.attack.instance_prompt)
-        loss = loss + _loss(model, classes[k : k + 1], bench.attack.class_prompt)
+    attack, schedule = bench.attack, bench.attack.surrogate_schedule
+    optimizer = torch.optim.AdamW(all_weights(model), lr=schedule.training.learning_rate)
+    for step in range(schedule.training_steps):
+        photo, stranger = (images[step % len(photos)][None] for images in (photos, classes))
+        loss = _loss(model, photo, attack.instance_prompt)
+        loss = loss + _loss(model, stranger, attack.class_prompt)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,72 +1,108 @@
-"""Measure how fast the phases of a run are, and how near to what the machine can multiply.
+"""Measure how fast the phases of a run are, and how near to the machine's product of two matrices.
 
-`python -m experiments.benchmarks.speed model=tiny` measures every phase in a process of its own
-and prints a table; `phase=perturbation_step` only that one. `model=sd21` has random weights of
-the true shape, which suffices for timing. `memory=24gb` takes the settings of that group,
-`memory_cap_gb=24` gives a phase no more of a GPU. The JSON file named by `output=` holds every
-repetition.
+    python -m experiments.benchmarks.speed
+    python -m experiments.benchmarks.speed full_scale=true output=speed.md
+    python -m experiments.benchmarks.speed model=sd21 phase=surrogate_step memory=24gb
+
+The first measures the embedded model. The second measures the shape of Stable Diffusion 2.1 on a
+GPU, with random weights, and adds the peak memory of each `memory=`. Both print Markdown. The third
+prints the figures of one phase as JSON.
 """
 
 import json
-import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields, replace
+from math import inf
 from pathlib import Path
-from statistics import median
+from typing import get_args
 
 import torch
 from omegaconf import OmegaConf
-from tabulate import tabulate
+from omegaconf.errors import OmegaConfBaseException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.phases import PHASES as SHIPPED
+from anticustom.diffusion import Precision
+from anticustom.model_files import EMBEDDED
+from experiments.benchmarks import phases, released
 from experiments.benchmarks.phases import Bench
-from experiments.benchmarks.random_models import UNETS
-from experiments.benchmarks.released import simac_as_released
-from experiments.store.provenance import peak_memory_bytes
+from experiments.benchmarks.random_models import SHAPES
+from experiments.benchmarks.report import GIB, HEAVY, MEMORIES, OUT_OF_MEMORY, report, summary
+from experiments.store.provenance import peak_memory_bytes, reset_peak_memory
 from experiments.terminal import quiet_libraries, say
 
-PHASES = {**SHIPPED, "simac_as_released": simac_as_released}
-DEFAULTS = {
-    "model": "tiny",
-    "phase": "all",
-    "device": "auto",
-    "memory": "40gb",
-    "memory_cap_gb": None,
-    "photos": 4,
-    "repetitions": 5,
-    "output": "outputs/benchmark.json",
+PHASES = {
+    **phases.PHASES,
+    "released_search_round": released.released_search_round,
+    "released_iteration": released.released_iteration,
 }
+OUT_OF_TIME = "out of time"
 
-EMBEDDED = ("tiny", "tiny_b")
-LONG = 20  # seconds
+
+@dataclass
+class Settings:
+    """The words of the command line."""
+
+    full_scale: bool = False
+    model: str = ""  # an embedded model, or one of SHAPES; empty: tiny, or sd21 at full scale
+    phase: str = ""  # only this one
+    device: str = "auto"
+    precision: str = "auto"  # mixed on a GPU, else float32
+    memory: str = "40gb"
+    memory_cap_gb: float = inf  # a measurement gets no more of a GPU
+    photos: int = 4
+    repetitions: int = 5
+    seconds: float = 480  # for all measurements together
+    deadline: float = inf  # by time.time; a measurement repeats no call after it
+    output: str = ""  # a file for the tables
+
+
+def settings_of(words: Sequence[str]) -> Settings:
+    """Return the settings in `words`; end the program where one is wrong or needs a GPU."""
+    names = ", ".join(field.name for field in fields(Settings))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.from_cli(list(words)))
+    except OmegaConfBaseException as error:
+        sys.exit(f"error: {str(error).splitlines()[0]}: expected values of {names}")
+    settings: Settings = OmegaConf.to_object(merged)
+    settings.model = settings.model or ("sd21" if settings.full_scale else "tiny")
+    if settings.device == "auto":
+        settings.device = "cuda" if torch.cuda.is_available() else "cpu"
+    choices = {
+        "model": [*(file.parent.name for file in EMBEDDED.glob("*/model_index.json")), *SHAPES],
+        "phase": ["", *PHASES],
+        "device": ["cpu", "cuda"],
+        "precision": ["auto", *get_args(Precision)],
+        "memory": MEMORIES,
+    }
+    for key, values in choices.items():
+        if getattr(settings, key) not in values:
+            expected = ", ".join(filter(None, values))
+            sys.exit(f"error: {key}={getattr(settings, key)}: expected one of {expected}")
+    large = settings.full_scale and settings.model in ("sd15", "sd21")
+    if not torch.cuda.is_available() and (large or settings.device == "cuda"):
+        sys.exit("error: torch finds no GPU here; full_scale=true model=small runs on a CPU")
+    return settings
 
 
 def matrix_peak(device: str, dtype: torch.dtype) -> float:
     """Return the FLOP/s of the machine's best product of two square matrices."""
     side = 8192 if device == "cuda" else 2048
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    times = timed(lambda: a @ a, device, 10)
-    return 2 * side**3 / min(times)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    return 2 * side**3 / min(seconds_of(lambda: a @ b, device) for _ in range(11))
 
 
-def timed(call: Callable[[], object], device: str, repetitions: int) -> list[float]:
-    """Return the seconds of `repetitions` calls, after one that warms up; where that takes longer
-    than LONG, in which warming up is nothing, it counts too.
-    """
-    seconds: list[float] = []
-    warm_up = 1
-    while len(seconds) < repetitions + warm_up:
-        _wait(device)
-        start = time.perf_counter()
-        call()
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-        warm_up = int(seconds[0] < LONG)
-    return seconds[warm_up:]
+def seconds_of(call: Callable[[], object], device: str) -> float:
+    """Return how long a call takes until the device has done its work."""
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def _wait(device: str) -> None:
@@ -74,89 +110,139 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Count the floating-point operations of the products and convolutions inside the `with`."""
+    # Versions of torch count the fused attention of a CPU differently. That of a GPU is counted in
+    # all, and takes little memory.
+    on_gpu = torch.cuda.is_initialized()
+    attention = nullcontext() if on_gpu else sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, attention:
+        yield counter
+
+
 def counted(call: Callable[[], object]) -> int:
     """Return the floating-point operations of the products and convolutions in a call."""
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):  # the fused attention of CPUs is not counted
+    with counting() as counter:
         call()
     return counter.get_total_flops()
 
 
-def measure(phase: str, settings: dict) -> dict:
-    """Return the figures of a phase: seconds of each repetition, FLOPs, bytes, photos a call."""
-    device = settings["device"]
-    if device == "cuda" and settings["memory_cap_gb"]:
+def timed(
+    call: Callable[[], object], device: str, repetitions: int, deadline: float, pace: float
+) -> list[float]:
+    """Return the seconds of at most `repetitions` calls.
+
+    No call starts that would end after `deadline`, in seconds of time.time, if it took as long as
+    the call before it. The first takes about `pace` seconds.
+    """
+    seconds: list[float] = []
+    while len(seconds) < repetitions and time.time() + pace < deadline:
+        pace = seconds_of(call, device)
+        seconds.append(pace)
+    return seconds
+
+
+def measure(settings: Settings) -> dict:
+    """Return the figures of the phase that the settings name.
+
+    The first call counts operations. `seconds` has the calls after it, and `warm` is true; where no
+    time is left for another call, `seconds` has the first, and `warm` is false.
+    """
+    device = settings.device
+    if device == "cuda" and settings.memory_cap_gb < inf:
         total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(settings["memory_cap_gb"] * 2**30 / total)
-    bench = Bench(settings["model"], device, settings["photos"], settings["memory"])
-    call, images = PHASES[phase](bench)
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    seconds = timed(call, device, settings["repetitions"])
-    memory = peak_memory_bytes()[device]
+        torch.cuda.set_per_process_memory_fraction(settings.memory_cap_gb * GIB / total)
+    bench = Bench(
+        settings.model, device, settings.photos, settings.memory, precision=settings.precision
+    )
+    dtype = torch.float32 if bench.precision == "float32" else torch.bfloat16
+    peak = matrix_peak(device, dtype)
+    call, images = PHASES[settings.phase](bench)
+    reset_peak_memory()
+    with counting() as counter:
+        first = seconds_of(call, device)
+    seconds = timed(call, device, settings.repetitions, settings.deadline, first)
     return {
-        "phase": phase,
+        "phase": settings.phase,
+        "memory": settings.memory,
+        "image_size": bench.model.image_size,
+        "precision": bench.precision,
         "images": images,
-        "seconds": seconds,
-        "peak_memory_bytes": memory,
-        "flops": counted(call),
-        "matrix_flops_per_second": matrix_peak(device, bench.dtype),
+        "seconds": seconds or [first],
+        "warm": bool(seconds),
+        "peak_memory_bytes": peak_memory_bytes()[device],
+        "flops": counter.get_total_flops(),
+        "matrix_flops_per_second": peak,
     }
 
 
-def row(figures: dict) -> list:
-    middle = median(figures["seconds"])
-    rate = figures["flops"] / middle
-    return [
-        figures["phase"].replace("_", " "),
-        f"{middle:.3g}",
-        f"{min(figures['seconds']):.3g}-{max(figures['seconds']):.3g}",
-        f"{figures['images'] / middle:.3g}",
-        f"{figures['flops'] / 1e12:.3g}",
-        f"{rate / 1e12:.3g}",
-        f"{100 * rate / figures['matrix_flops_per_second']:.0f} %",
-        f"{figures['peak_memory_bytes'] / 2**30:.2f}",
-    ]
+def separately(settings: Settings, end: float) -> dict:
+    """Return what `measure` returns in a process of its own, or why there is no result: `failure`.
+
+    A process of its own, because a process does not give back all memory. It is killed at the time
+    `end`, by time.time.
+    """
+    limit = end - time.time()
+    if limit <= 0:
+        return {"failure": OUT_OF_TIME}
+    defaults = asdict(Settings())
+    words = [f"{key}={value}" for key, value in asdict(settings).items() if value != defaults[key]]
+    command = [sys.executable, "-m", "experiments.benchmarks.speed", *words]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"failure": OUT_OF_TIME}
+    if process.returncode:
+        lines = process.stderr.splitlines() or [f"ended with status {process.returncode}"]
+        return {"failure": lines[-1].removeprefix("error: ")}
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def main(arguments: list[str] | None = None) -> None:
+def measure_all(settings: Settings) -> dict[tuple[str, str], dict]:
+    """Return the figures of every phase, by phase and `memory=`.
+
+    Each measurement may take its share of the time that is left, and repeats fewer calls when time
+    is short. It is killed at four shares, so that the others have time when it hangs.
+    """
+    plan = [(phase, settings.memory) for phase in PHASES]
+    if settings.full_scale:
+        others = [memory for memory in MEMORIES if memory != settings.memory]
+        plan += [(phase, memory) for memory in others for phase in HEAVY]
+    start = time.time()
+    end, figures = start + settings.seconds, {}
+    for number, (phase, memory) in enumerate(plan):
+        now = time.time()
+        share = (end - now) / (len(plan) - number)
+        part = replace(settings, phase=phase, memory=memory, deadline=now + share)
+        part = replace(part, full_scale=False, output="")
+        figures[phase, memory] = separately(part, min(end, now + 4 * share))
+        place = f"{number + 1}/{len(plan)}, {time.time() - start:.0f} of {settings.seconds:g} s"
+        say(f"[{place}] {phase}, memory={memory}: {summary(figures[phase, memory])}")
+    return figures
+
+
+def main(words: Sequence[str] | None = None) -> None:
     quiet_libraries()
-    given = OmegaConf.from_cli(sys.argv[1:] if arguments is None else arguments)
-    if unknown := set(given) - set(DEFAULTS):
-        sys.exit(f"error: {', '.join(sorted(unknown))}: expected {', '.join(DEFAULTS)}")
-    settings = DEFAULTS | OmegaConf.to_container(given)
-    if settings["device"] == "auto":
-        settings["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    known = {"device": ["cpu", "cuda"], "model": [*EMBEDDED, *UNETS], "phase": ["all", *PHASES]}
-    for key, choices in known.items():
-        if settings[key] not in choices:
-            sys.exit(f"error: {key}={settings[key]}: expected one of {', '.join(choices)}")
-    if settings["phase"] != "all":
-        print(json.dumps(measure(settings["phase"], settings)))
+    settings = settings_of(sys.argv[1:] if words is None else words)
+    if settings.phase:
+        try:
+            print(json.dumps(measure(settings)))
+        except RuntimeError as error:  # cuBLAS and cuDNN have errors of their own for memory
+            if "out of memory" in str(error) or "ALLOC_FAILED" in str(error):
+                sys.exit(f"error: {OUT_OF_MEMORY}")
+            raise
         return
-    rows, failed = [], []
-    for phase in PHASES:  # a process of its own each, for memory once taken is not given back
-        say(f"{phase} ...")
-        command = [sys.executable, "-m", "experiments.benchmarks.speed"]
-        command += [f"{k}={v}" for k, v in (settings | {"phase": phase}).items() if v is not None]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            failed.append(f"{phase}: {' '.join(done.stderr.splitlines()[-1:])}")
-        else:
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-    cuda = settings["device"] == "cuda"
-    machine = {
-        "name": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    output = Path(settings["output"])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"machine": machine, **settings, "phases": rows}, indent=2) + "\n")
-    headers = ["phase", "s", "range", "images/s", "TFLOP", "TFLOP/s", "of peak", "GiB"]
-    print(tabulate([row(one) for one in rows], headers, disable_numparse=True))
-    if failed:
-        sys.exit(f"error: phases failed, and are missing: {'; '.join(failed)}")
+    figures = measure_all(settings)
+    text = report(figures, settings.memory, settings.device, settings.model)
+    print(f"\n{text}")
+    if settings.output:
+        Path(settings.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(settings.output).write_text(text)
+    expected = (OUT_OF_MEMORY, OUT_OF_TIME)
+    failures = {key: value["failure"] for key, value in figures.items() if "failure" in value}
+    if lines := [f"{key[0]}: {text}" for key, text in failures.items() if text not in expected]:
+        sys.exit(f"error: phases failed, and are missing: {'; '.join(lines)}")
 
 
 if __name__ == "__main__":
