@@ -20,16 +20,15 @@ LAST_LEVEL = (3,)  # of the decoder, whose features the loss compares
 
 
 def released_search_round(bench: Bench) -> Call:
-    """Return a round of the search, for one photo after the other."""
-    attack, model, photos = bench.attack, _trainable(bench.model), bench.photos(bench.count)
+    """Return a round of the search for one photo: the next photo comes after the whole search."""
+    attack, model, photo = bench.attack, _trainable(bench.model), bench.photos(1)
 
     def call() -> None:
-        for photo in photos.split(1):
-            for _ in range(attack.timestep_policy.candidates):
-                _gradient(model, photo, attack.instance_prompt)
-            sign_step(photo, _gradient(model, photo, attack.instance_prompt), attack.step_size)
+        for _ in range(attack.timestep_policy.candidates):
+            _gradient(model, photo, attack.instance_prompt)
+        sign_step(photo, _gradient(model, photo, attack.instance_prompt), attack.step_size)
 
-    return call, bench.count
+    return call, 1
 
 
 def released_iteration(bench: Bench) -> Call:

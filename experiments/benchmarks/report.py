@@ -7,6 +7,7 @@ from statistics import median
 import torch
 from tabulate import tabulate
 
+from experiments.benchmarks.random_models import SHAPES
 from experiments.setup.composing import CONF, composed
 from experiments.store.provenance import computed_on, machine
 
@@ -55,8 +56,10 @@ def heading(results: Mapping[str, Mapping], memory: str, device: str, model: str
     for result in [result for result in results.values() if "failure" not in result][:1]:
         peak = result["matrix_flops_per_second"] / 1e12
         size, precision = result["image_size"], result["precision"]
+        weights = " with random weights" if model in SHAPES else ""
         lines += [
-            f"Model `{model}`, images of {size} px, `precision={precision}`, `memory={memory}`.",
+            f"Model `{model}`{weights}, images of {size} px,",
+            f"`precision={precision}`, `memory={memory}`.",
             f"The peak is the machine's product of two square matrices: {peak:.3g} TFLOP/s.",
         ]
     return "\n".join(lines)
@@ -72,18 +75,20 @@ def row(phase: str, result: Mapping) -> list[str]:
     """Return the cells of a phase in `phase_table`."""
     if "failure" in result:
         return [_title(phase), result["failure"], *[""] * 6]
-    seconds = result["seconds"]
+    seconds, flops = result["seconds"], result["flops"]
     middle = median(seconds)
-    rate = result["flops"] / middle
     spread = f"{min(seconds):.3g}-{max(seconds):.3g} ({len(seconds)})"
+    operations = [""] * 3
+    if flops is not None:
+        rate = flops / middle
+        share = f"{100 * rate / result['matrix_flops_per_second']:.0f} %"
+        operations = [f"{flops / 1e12:.3g}", f"{rate / 1e12:.3g}", share]
     return [
         _title(phase),
         f"{middle:.3g}",
         spread if result["warm"] else "first call",
         f"{result['images'] / middle:.3g}",
-        f"{result['flops'] / 1e12:.3g}",
-        f"{rate / 1e12:.3g}",
-        f"{100 * rate / result['matrix_flops_per_second']:.0f} %",
+        *operations,
         _gib(result),
     ]
 
@@ -92,15 +97,19 @@ def simac_table(results: Mapping[str, Mapping]) -> str:
     """Return time and operations of all of SimAC, extrapolated from one round and one iteration."""
     iterations = composed("attack=simac").attack.surrogate_schedule.iterations
     rows, totals = [], []
-    for name, parts in SIMAC.items():
-        if failures := {results[part].get("failure") for part in parts} - {None}:
+    for name, phases in SIMAC.items():
+        if failures := {results[phase].get("failure") for phase in phases} - {None}:
             rows.append([name, ", ".join(sorted(failures)), *[""] * 3])
             continue
-        search, iteration = (results[part] for part in parts)
-        times = [ROUNDS * median(search["seconds"]), iterations * median(iteration["seconds"])]
-        flops = ROUNDS * search["flops"] + iterations * iteration["flops"]
+        search, iteration = (results[phase] for phase in phases)
+        rounds = ROUNDS * iteration["images"] / search["images"]
+        times = [rounds * median(search["seconds"]), iterations * median(iteration["seconds"])]
         totals.append(sum(times))
-        rows.append([name, *(f"{value:.3g}" for value in (*times, sum(times), flops / 1e15))])
+        operations = ""
+        if None not in (search["flops"], iteration["flops"]):
+            flops = rounds * search["flops"] + iterations * iteration["flops"]
+            operations = f"{flops / 1e15:.3g}"
+        rows.append([name, *(f"{seconds:.3g}" for seconds in (*times, sum(times))), operations])
     headers = ["", f"{ROUNDS} rounds, s", f"{iterations} iterations, s", "whole, s", "PFLOP"]
     text = "SimAC on all photos, extrapolated from one round of its search and one iteration:"
     ratio = f"\n\nThat is {totals[1] / totals[0]:.2g} times as fast." if len(totals) == 2 else ""

@@ -13,8 +13,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from pathlib import Path
@@ -41,6 +42,7 @@ PHASES = {
     "released_iteration": released.released_iteration,
 }
 OUT_OF_TIME = "out of time"
+LONG = 20  # seconds, in which warming up is nothing
 
 
 @dataclass
@@ -56,6 +58,7 @@ class Settings:
     memory_cap_gb: float = inf  # a measurement gets no more of a GPU
     photos: int = 4
     repetitions: int = 5
+    operations: bool = True  # count them, in one more call
     seconds: float = 480  # for all measurements together
     deadline: float = inf  # by time.time; a measurement repeats no call after it
     output: str = ""  # a file for the tables
@@ -110,20 +113,13 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@contextmanager
-def counting() -> Iterator[FlopCounterMode]:
-    """Count the floating-point operations of the products and convolutions inside the `with`."""
+def counted(call: Callable[[], object]) -> int:
+    """Return the floating-point operations of the products and convolutions in a call."""
     # Versions of torch count the fused attention of a CPU differently. That of a GPU is counted in
     # all, and takes little memory.
     on_gpu = torch.cuda.is_initialized()
     attention = nullcontext() if on_gpu else sdpa_kernel(SDPBackend.MATH)
     with FlopCounterMode(display=False) as counter, attention:
-        yield counter
-
-
-def counted(call: Callable[[], object]) -> int:
-    """Return the floating-point operations of the products and convolutions in a call."""
-    with counting() as counter:
         call()
     return counter.get_total_flops()
 
@@ -131,13 +127,15 @@ def counted(call: Callable[[], object]) -> int:
 def timed(
     call: Callable[[], object], device: str, repetitions: int, deadline: float, pace: float
 ) -> list[float]:
-    """Return the seconds of at most `repetitions` calls.
+    """Return the seconds of at most `repetitions` calls, after one that took `pace` seconds.
 
-    No call starts that would end after `deadline`, in seconds of time.time, if it took as long as
-    the call before it. The first takes about `pace` seconds.
+    No call starts that would end after `deadline`, by time.time, if it took as long as the call
+    before it; only the first starts in any case, unless it takes longer than LONG.
     """
     seconds: list[float] = []
-    while len(seconds) < repetitions and time.time() + pace < deadline:
+    while len(seconds) < repetitions:
+        if time.time() + pace > deadline and (seconds or pace > LONG):
+            break
         pace = seconds_of(call, device)
         seconds.append(pace)
     return seconds
@@ -146,13 +144,14 @@ def timed(
 def measure(settings: Settings) -> dict:
     """Return the figures of the phase that the settings name.
 
-    The first call counts operations. `seconds` has the calls after it, and `warm` is true; where no
-    time is left for another call, `seconds` has the first, and `warm` is false.
+    `seconds` has the calls after the first, and `warm` is true. Where no time is left for a second
+    call, `seconds` has the first, and `warm` is false. Where no time is left to count the
+    operations, `flops` is None.
     """
     device = settings.device
     if device == "cuda" and settings.memory_cap_gb < inf:
         total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(settings.memory_cap_gb * GIB / total)
+        torch.cuda.set_per_process_memory_fraction(min(1, settings.memory_cap_gb * GIB / total))
     bench = Bench(
         settings.model, device, settings.photos, settings.memory, precision=settings.precision
     )
@@ -160,9 +159,10 @@ def measure(settings: Settings) -> dict:
     peak = matrix_peak(device, dtype)
     call, images = PHASES[settings.phase](bench)
     reset_peak_memory()
-    with counting() as counter:
-        first = seconds_of(call, device)
+    first = seconds_of(call, device)
     seconds = timed(call, device, settings.repetitions, settings.deadline, first)
+    memory = peak_memory_bytes()[device]
+    in_time = time.time() < settings.deadline or first < LONG
     return {
         "phase": settings.phase,
         "memory": settings.memory,
@@ -171,8 +171,8 @@ def measure(settings: Settings) -> dict:
         "images": images,
         "seconds": seconds or [first],
         "warm": bool(seconds),
-        "peak_memory_bytes": peak_memory_bytes()[device],
-        "flops": counter.get_total_flops(),
+        "peak_memory_bytes": memory,
+        "flops": counted(call) if settings.operations and in_time else None,
         "matrix_flops_per_second": peak,
     }
 
@@ -214,8 +214,15 @@ def measure_all(settings: Settings) -> dict[tuple[str, str], dict]:
     for number, (phase, memory) in enumerate(plan):
         now = time.time()
         share = (end - now) / (len(plan) - number)
-        part = replace(settings, phase=phase, memory=memory, deadline=now + share)
-        part = replace(part, full_scale=False, output="")
+        part = replace(
+            settings,
+            full_scale=False,
+            output="",
+            phase=phase,
+            memory=memory,
+            operations=settings.operations and memory == settings.memory,
+            deadline=now + share,
+        )
         figures[phase, memory] = separately(part, min(end, now + 4 * share))
         place = f"{number + 1}/{len(plan)}, {time.time() - start:.0f} of {settings.seconds:g} s"
         say(f"[{place}] {phase}, memory={memory}: {summary(figures[phase, memory])}")
@@ -228,10 +235,13 @@ def main(words: Sequence[str] | None = None) -> None:
     if settings.phase:
         try:
             print(json.dumps(measure(settings)))
-        except RuntimeError as error:  # cuBLAS and cuDNN have errors of their own for memory
-            if "out of memory" in str(error) or "ALLOC_FAILED" in str(error):
+        except Exception as error:
+            text = str(error)
+            if "out of memory" in text or "ALLOC_FAILED" in text:  # the latter of cuBLAS and cuDNN
                 sys.exit(f"error: {OUT_OF_MEMORY}")
-            raise
+            traceback.print_exc()
+            first_line = text.partition("\n")[0]
+            sys.exit(f"error: {type(error).__name__}: {first_line}")
         return
     figures = measure_all(settings)
     text = report(figures, settings.memory, settings.device, settings.model)
