@@ -45,13 +45,11 @@ class Bench:
         settings = "sd21" if model == "small" else model
         words = [f"surrogate_model={settings}", f"precision={precision}", f"memory={memory}"]
         self.config = composed("attack=simac", *words)
-        self.model = (
-            random_model(model, device, precision)
-            if model in SHAPES
-            else model_files.load(
-                self.config.surrogate_model.path, device=device, precision=precision
-            )
-        )
+        if model in SHAPES:
+            self.model = random_model(model, device, precision)
+        else:
+            path = self.config.surrogate_model.path
+            self.model = model_files.load(path, device=device, precision=precision)
         if self.config.memory.gradient_checkpointing:
             self.model.checkpoint_gradients()
         self.names = tuple(f"{k}.png" for k in range(count))
@@ -197,22 +195,20 @@ def sampling(bench: Bench) -> Call:
 
 def whole(
     bench: Bench, attack: Any, others: Sequence[Bench] = (), purifier: Bench | None = None
-) -> tuple[Callable[[], object], int]:
-    """The whole of an attack on one identity; `others` have an ensemble's further surrogates."""
+) -> Call:
+    """Return a whole attack on one identity, which changes the weights of the surrogates.
+
+    An ensemble's further surrogates are those of `others`.
+    """
     photos = PhotoSet(bench.names, bench.photos(bench.count).cpu())
-    person = Identity("benchmark", photos, photos, photos)
-    models = [bench.model, *(other.model for other in others)]
-    weights = [parameter for model in models for parameter in all_weights(model)]
-    start = [parameter.detach().clone() for parameter in weights]
+    identity = Identity("benchmark", photos, photos, photos)
+    models = [member.model for member in (bench, *others)]
 
     def class_images(k: int) -> NamedImages:
         return ("class",), photos.images[:1]
 
     def call() -> None:
-        with torch.no_grad():
-            for parameter, value in zip(weights, start, strict=True):
-                parameter.copy_(value)
-        attack(attack_inputs(person, 0, models, class_images, purifier and purifier.model))
+        attack(attack_inputs(identity, 0, models, class_images, purifier and purifier.model))
 
     return call, bench.count
 
@@ -220,7 +216,7 @@ def whole(
 def scoring(bench: Bench) -> Call:
     """Return all scores of a gallery of embedded portraits, which all have a face."""
     people = range(bench.count + 1)
-    size = max(bench.model.image_size, 128)
+    size = max(bench.model.image_size, 128)  # below, faces are not found
     images = render([person(k) for k in people], [shot(k, 0) for k in people], size)
     folder = tempfile.TemporaryDirectory()
     files = [Path(folder.name, f"{k}.png") for k in people]
@@ -233,17 +229,3 @@ def scoring(bench: Bench) -> Call:
         scorer({"a photo": files[1:]}, files[:1])
 
     return call, bench.count
-
-
-PHASES = {
-    phase.__name__: phase
-    for phase in (
-        search_round,
-        perturbation_step,
-        surrogate_step,
-        simac_iteration,
-        customizer_step,
-        sampling,
-        scoring,
-    )
-}

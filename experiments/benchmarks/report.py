@@ -8,10 +8,9 @@ import torch
 from tabulate import tabulate
 
 from experiments.benchmarks.random_models import SHAPES
-from experiments.setup.composing import CONF, composed
+from experiments.setup.composing import composed, memory_presets
 from experiments.store.provenance import computed_on, machine
 
-MEMORIES = sorted((file.stem for file in (CONF / "memory").glob("*.yaml")), reverse=True)
 HEAVY = ("surrogate_step", "perturbation_step", "simac_iteration", "customizer_step")
 SIMAC = {
     "SimAC here": ("search_round", "simac_iteration"),
@@ -118,10 +117,11 @@ def simac_table(results: Mapping[str, Mapping]) -> str:
 
 def memory_table(figures: Figures) -> str:
     """Return the peak memory of the heavy phases with each setting of `memory=`."""
+    presets = memory_presets()
     rows = [
-        [_title(phase), *(_peak(figures[phase, memory]) for memory in MEMORIES)] for phase in HEAVY
+        [_title(phase), *(_peak(figures[phase, memory]) for memory in presets)] for phase in HEAVY
     ]
-    headers = ["", *(f"`memory={memory}`" for memory in MEMORIES)]
+    headers = ["", *(f"`memory={memory}`" for memory in presets)]
     return f"Peak memory in GiB, and the seconds of a call:\n\n{_markdown(headers, rows)}"
 
 

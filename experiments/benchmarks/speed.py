@@ -32,14 +32,24 @@ from anticustom.model_files import EMBEDDED
 from experiments.benchmarks import phases, released
 from experiments.benchmarks.phases import Bench
 from experiments.benchmarks.random_models import SHAPES
-from experiments.benchmarks.report import GIB, HEAVY, MEMORIES, OUT_OF_MEMORY, report, summary
+from experiments.benchmarks.report import GIB, HEAVY, OUT_OF_MEMORY, report, summary
+from experiments.setup.composing import memory_presets
 from experiments.store.provenance import peak_memory_bytes, reset_peak_memory
 from experiments.terminal import quiet_libraries, say
 
 PHASES = {
-    **phases.PHASES,
-    "released_search_round": released.released_search_round,
-    "released_iteration": released.released_iteration,
+    phase.__name__: phase
+    for phase in (
+        phases.search_round,
+        phases.perturbation_step,
+        phases.surrogate_step,
+        phases.simac_iteration,
+        phases.customizer_step,
+        released.released_search_round,
+        released.released_iteration,
+        phases.sampling,
+        phases.scoring,
+    )
 }
 OUT_OF_TIME = "out of time"
 LONG = 20  # seconds, in which warming up is nothing
@@ -80,7 +90,7 @@ def settings_of(words: Sequence[str]) -> Settings:
         "phase": ["", *PHASES],
         "device": ["cpu", "cuda"],
         "precision": ["auto", *get_args(Precision)],
-        "memory": MEMORIES,
+        "memory": memory_presets(),
     }
     for key, values in choices.items():
         if getattr(settings, key) not in values:
@@ -207,7 +217,7 @@ def measure_all(settings: Settings) -> dict[tuple[str, str], dict]:
     """
     plan = [(phase, settings.memory) for phase in PHASES]
     if settings.full_scale:
-        others = [memory for memory in MEMORIES if memory != settings.memory]
+        others = [memory for memory in memory_presets() if memory != settings.memory]
         plan += [(phase, memory) for memory in others for phase in HEAVY]
     start = time.time()
     end, figures = start + settings.seconds, {}

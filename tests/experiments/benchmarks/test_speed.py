@@ -11,9 +11,9 @@ import torch
 from anticustom.timestep_policies import Uniform
 from experiments.benchmarks import speed
 from experiments.benchmarks.phases import Bench, whole
-from experiments.benchmarks.random_models import random_model
-from experiments.benchmarks.report import HEAVY, MEMORIES, report
+from experiments.benchmarks.report import HEAVY, report
 from experiments.benchmarks.speed import PHASES, Settings, counted, measure, settings_of
+from experiments.setup.composing import memory_presets
 
 ON_CPU = Settings(model="small", device="cpu", photos=1, repetitions=1)
 
@@ -177,8 +177,8 @@ def test_a_failure_stands_in_its_cell_and_the_rest_goes_on(no_process, capsys):
     assert simac["SimAC here"][2] == "80"
     peaks = table(text.partition("Peak memory")[2], " ")
     assert peaks["surrogate step"] == ["out of memory", *["3.00 (1 s)"] * 2]
-    assert peaks["customizer step"][MEMORIES.index("24gb")] == "out of memory"
-    assert peaks["perturbation step"][MEMORIES.index("12gb")] == "out of time"
+    assert peaks["customizer step"][memory_presets().index("24gb")] == "out of memory"
+    assert peaks["perturbation step"][memory_presets().index("12gb")] == "out of time"
 
 
 def test_another_failure_ends_the_program_after_the_tables(no_process, capsys):
@@ -301,11 +301,3 @@ def test_full_scale_is_the_shape_of_stable_diffusion_on_a_gpu(monkeypatch):
     settings = settings_of(["full_scale=true"])
     assert (settings.model, settings.device, settings.seconds) == ("sd21", "cuda", 480)
     assert settings_of([]).model == "tiny"
-
-
-@pytest.mark.parametrize(("name", "billions"), [("sd15", 0.86), ("sd21", 0.866)])
-def test_random_models_have_the_true_number_of_weights(name, billions):
-    with torch.device("meta"):
-        model = random_model(name, "meta", "float32")
-    weights = sum(parameter.numel() for parameter in model.unet.parameters())
-    assert weights / 1e9 == pytest.approx(billions, abs=0.001)
