@@ -167,7 +167,7 @@ def simac_iteration(bench: Bench) -> Call:
     )
 
     def call() -> None:
-        with schedule.attackable(surrogate, 0, silent):
+        with schedule.attackable(surrogate, 0, silent, save=lambda: None):
             protected = _perturb(bench, photos, surrogate.clean.posterior, attack.steps)
         schedule.follow(surrogate, 0, bench.names, protected, silent)
 
