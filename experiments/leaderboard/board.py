@@ -32,12 +32,11 @@ from experiments.leaderboard.names import Setting
 from experiments.leaderboard.page import page
 from experiments.leaderboard.samples import FEWEST
 from experiments.leaderboard.standings import LEVEL, Row, StandingsError, standings
-from experiments.records.published import read_all
+from experiments.records.published import RECORDS, RESULTS, read_all
 from experiments.records.record import RecordError, Scored
 from experiments.store.disk import atomic_write
 
-RESULTS = Path(__file__).parents[1] / "results"
-RECORDS, LEADERBOARD = RESULTS / "records", RESULTS / "leaderboard"
+LEADERBOARD = RESULTS / "leaderboard"
 READING = (
     "Cells are means over identities with their 95 % bootstrap interval (BCa); several seeds of an "
     "identity are averaged first. (n=8) says that only 8 identities have the score, because ISM "

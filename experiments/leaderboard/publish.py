@@ -22,6 +22,7 @@ from PIL import Image
 
 from experiments.records.files import files_of, natural
 from experiments.records.published import (
+    RESULTS,
     images_of,
     read_all,
     read_folder,
@@ -32,7 +33,6 @@ from experiments.records.record import Record, RecordError, Scored
 from experiments.store.artifacts import MANIFEST, Artifact, safe_name, verified
 from experiments.store.disk import StoreError, atomic_write
 
-RESULTS = Path(__file__).parents[1] / "results"
 INVENTED_PEOPLE = "Portraits"  # the class that draws them: a data set may have any name
 STRIP_EPS = 8
 TILE, GAP, GROUP_GAP = 72, 2, 10  # pixels
@@ -66,6 +66,7 @@ def publish(files: Iterable[Path], results: Path, replace: bool = False) -> tupl
     committed = {k: record for k, record in committed.items() if k not in replaced.values()}
     to_show = [name for name in _to_show(chosen, committed, results) if name in paths]
     strips = {name: strip_of(chosen[name], paths[name]) for name in to_show}
+    strips = {name: strip for name, strip in strips.items() if strip}
     records = committed | {name: without_paths(record) for name, record in chosen.items()}
     fresh = images_of([record for record in chosen.values() if isinstance(record, Record)])
     images = read_images(results / "records")
@@ -74,7 +75,6 @@ def publish(files: Iterable[Path], results: Path, replace: bool = False) -> tupl
     write_folder(records, images, results / "records")
     for twin in replaced.values():
         (results / "strips" / f"{twin}.jpg").unlink(missing_ok=True)
-    strips = {name: strip for name, strip in strips.items() if strip}
     for name, strip in strips.items():
         atomic_write(results / "strips" / f"{name}.jpg", strip)
     return len(chosen), len(strips)
@@ -82,9 +82,13 @@ def publish(files: Iterable[Path], results: Path, replace: bool = False) -> tupl
 
 def _twins(records: Mapping[str, Scored], others: Mapping[str, Scored]) -> dict[str, str]:
     """Return the names of records, each with another one of its row, identity and seed."""
-    places = {(r.row_key, r.identity, r.seed): name for name, r in others.items()}
-    twins = {name: places.get((r.row_key, r.identity, r.seed)) for name, r in records.items()}
-    return {name: twin for name, twin in twins.items() if twin not in (None, name)}
+    places = {_place(record): name for name, record in others.items()}
+    twins = {name: places.get(_place(record), name) for name, record in records.items()}
+    return {name: twin for name, twin in twins.items() if twin != name}
+
+
+def _place(record: Scored) -> tuple:
+    return record.row_key, record.identity, record.seed
 
 
 def _place_in_words(record: Scored) -> str:
@@ -96,7 +100,6 @@ def without_paths(record: Scored) -> Scored:
     if not isinstance(record, Record):
         return record
     config = _without_paths(record.config) | {"output_dir": "outputs"}
-    kept = set(_texts(config))
     words = shlex.split(record.command)
     if len(words) > 1 and Path(words[1]).name == "run.py":
         words[1] = "run.py"
@@ -105,8 +108,9 @@ def without_paths(record: Scored) -> Scored:
         key, equals, value = word.partition("=")
         if key.lstrip("+") == "output_dir":
             continue
-        is_path = equals and key.rpartition(".")[2] in PATHS and value not in kept
-        cleaned.append(f"{key}={HIDDEN}" if is_path else word)
+        may_be_path = equals and key.rpartition(".")[2] in PATHS
+        is_shown = json.dumps(value) in json.dumps(config)
+        cleaned.append(f"{key}={HIDDEN}" if may_be_path and not is_shown else word)
     return record.model_copy(update={"config": config, "command": shlex.join(cleaned)})
 
 
@@ -125,14 +129,6 @@ def _is_path(value: object, node: Mapping) -> bool:
     return isinstance(value, str) and bool(set("/\\~") & set(value)) and not node.get("revision")
 
 
-def _texts(node: object) -> Iterable[str]:
-    if isinstance(node, Mapping):
-        for value in node.values():
-            yield from _texts(value)
-    elif isinstance(node, str):
-        yield node
-
-
 def _to_show(
     records: Mapping[str, Scored], committed: Mapping[str, Scored], results: Path
 ) -> list[str]:
@@ -142,13 +138,13 @@ def _to_show(
     """
     strips = {path.stem for path in (results / "strips").glob("*.jpg")}
     shown = {record.method for name, record in committed.items() if name in strips}
-    names = []
-    for name in sorted(records, key=lambda name: (natural(records[name].identity), name)):
-        record = records[name]
+    first: dict[str, str] = {}
+    for name, record in sorted(
+        records.items(), key=lambda item: (natural(item[1].identity), item[0])
+    ):
         if record.method not in shown and _may_be_shown(record):
-            shown.add(record.method)
-            names.append(name)
-    return names
+            first.setdefault(record.method, name)
+    return list(first.values())
 
 
 def _may_be_shown(record: Scored) -> bool:
@@ -166,35 +162,38 @@ def strip_of(record: Record, path: Path) -> bytes | None:
     """
     store, digests = path.parent.parent / "store", record.digests
     groups = [
-        _pictures(store / "protect", digests.get("protected"), PHOTOS),
-        _pictures(store / "gallery", digests.get("gallery_unprotected"), SAMPLES),
-        _pictures(store / "gallery", digests.get("gallery_protected"), SAMPLES),
+        _tiles(store / "protect", digests.get("protected"), PHOTOS),
+        _tiles(store / "gallery", digests.get("gallery_unprotected"), SAMPLES),
+        _tiles(store / "gallery", digests.get("gallery_protected"), SAMPLES),
     ]
     if not all(groups):
         return None
-    tiles = sum(len(group) for group in groups)
-    width = tiles * (TILE + GAP) - GAP + (len(groups) - 1) * (GROUP_GAP - GAP)
-    strip = Image.new("RGB", (width, TILE), "#808080")
-    x = 0
-    for group in groups:
-        for file in group:
-            with Image.open(file) as image:
-                tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
-            strip.paste(tile, (x, 0))
-            x += TILE + GAP
-        x += GROUP_GAP - GAP
     content = io.BytesIO()
+    strip = _side_by_side([_side_by_side(tiles, GAP) for tiles in groups], GROUP_GAP)
     strip.save(content, "JPEG", quality=QUALITY)
     return content.getvalue()
 
 
-def _pictures(stage: Path, digest: str | None, count: int) -> list[Path]:
-    """Return `count` evenly spread PNG files of the artifact with this digest, or none."""
+def _side_by_side(images: Sequence[Image.Image], gap: int) -> Image.Image:
+    """Return images of one height in a row, with grey gaps of `gap` pixels."""
+    starts = [sum(image.width + gap for image in images[:k]) for k in range(len(images) + 1)]
+    row = Image.new("RGB", (starts[-1] - gap, TILE), "#808080")
+    for image, x in zip(images, starts, strict=False):
+        row.paste(image, (x, 0))
+    return row
+
+
+def _tiles(stage: Path, digest: str | None, count: int) -> list[Image.Image]:
+    """Return `count` evenly spread pictures of the artifact with this digest, or none."""
     artifact = _artifacts(stage).get(digest)
     artifact = artifact and verified(artifact.path)[0]  # no manifest is believed unseen
     files = [file for file in artifact.files if file.suffix == ".png"] if artifact else []
     count = min(count, len(files))
-    return [files[i * len(files) // count] for i in range(count)]
+    tiles = []
+    for k in range(count):
+        with Image.open(files[k * len(files) // count]) as image:
+            tiles.append(image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS))
+    return tiles
 
 
 @functools.cache  # a store has thousands, and each of many strips looks for three

@@ -18,11 +18,10 @@ from tabulate import tabulate
 
 from experiments.processes import ROOT, Command, outcomes, usable_cores
 from experiments.records.files import files_of
-from experiments.records.published import read_all
+from experiments.records.published import RECORDS, read_all
 from experiments.records.record import Record, RecordError
 from experiments.store.provenance import digest_of_file, versions
 
-RECORDS = Path(__file__).parents[1] / "results" / "records"
 # files that decide numbers: code, settings, weights
 DECISIVE = (
     *("run.py", "experiments/**/*.py", "anticustom/**/*.py", "eval/**/*.py", "conf/**/*.yaml"),
@@ -38,13 +37,12 @@ def commands(records: Iterable[Record]) -> list[tuple[str, int]]:
     A command names the precision, and the processor where no GPU made the record. Sums of floats
     depend on the number of threads.
     """
-    return list(dict.fromkeys((_as_made(record), threads_of(record)) for record in records))
-
-
-def _as_made(record: Record) -> str:
-    device = [] if record.machine.get("gpu") else ["device=cpu"]
-    precision = f"precision={record.config['precision']}"
-    return shlex.join([*shlex.split(record.command), precision, *device])
+    made = []
+    for record in records:
+        words = [*shlex.split(record.command), f"precision={record.config['precision']}"]
+        words += [] if record.machine.get("gpu") else ["device=cpu"]
+        made.append((shlex.join(words), threads_of(record)))
+    return list(dict.fromkeys(made))
 
 
 def threads_of(record: Record) -> int:
@@ -75,18 +73,19 @@ def compared(
 
     Its columns are record, score, committed, again and difference.
     """
-    by_place = {_place(record): record for record in again}
+    twins = {_place(record): record for record in again}
     rows, missing = [], []
     for record in committed:
-        if twin := by_place.get(_place(record)):
-            numbers = dict(_scores(twin))
+        if twin := twins.get(_place(record)):
+            numbers = _scores(twin)
             rows += [
-                (record.name, score, value, numbers.get(score)) for score, value in _scores(record)
+                (record.name, score, value, numbers.get(score))
+                for score, value in _scores(record).items()
             ]
         else:
             missing.append(record.name)
     table = pd.DataFrame(rows, columns=["record", "score", "committed", "again"])
-    table[["committed", "again"]] = table[["committed", "again"]].astype(float)
+    table = table.astype({"committed": float, "again": float})
     return table.assign(difference=table.again - table.committed), missing
 
 
@@ -100,15 +99,17 @@ def _place(record: Record) -> tuple:
     return (*names, record.scorer.backbone, record.method, record.eps, record.identity, record.seed)
 
 
-def _scores(record: Record) -> Iterator[tuple[str, float | None]]:
+def _scores(record: Record) -> dict[str, float | None]:
     groups = {
         "unprotected": record.scores.unprotected,
         "protected": record.scores.protected,
         "photos": record.perceptibility,
     }
-    for group, scores in groups.items():
-        for metric, value in scores.numbers.items():
-            yield f"{group} {metric}", value
+    return {
+        f"{group} {metric}": value
+        for group, scores in groups.items()
+        for metric, value in scores.numbers.items()
+    }
 
 
 def processors_of(records: Iterable[Record]) -> str:
@@ -123,49 +124,34 @@ def moved(numbers: pd.DataFrame) -> pd.DataFrame:
     return numbers[(numbers.committed != numbers.again) & ~both_missing]
 
 
-def summary(numbers: pd.DataFrame) -> str:
+def summary(numbers: pd.DataFrame) -> pd.DataFrame:
     """Return a row for each score: how many of its numbers moved, and by how much."""
-    groups = numbers.groupby("score", sort=False)
-    rows = [
-        [
-            score,
-            len(group),
-            len(moved(group)),
-            _text(group.difference.mean(), "+"),
-            _text(group.difference.abs().max()),
-        ]
-        for score, group in groups
-    ]
-    headings = ["score", "numbers", "moved", "mean difference", "largest"]
-    return tabulate(rows, headings, disable_numparse=True)
+    differences = numbers.groupby("score", sort=False).difference
+    table = pd.DataFrame({"numbers": differences.size()})
+    table["moved"] = moved(numbers).score.value_counts().reindex(table.index, fill_value=0)
+    table["mean difference"] = differences.mean()
+    table["largest"] = numbers.difference.abs().groupby(numbers.score).max()
+    return table.reset_index()
 
 
 def report(numbers: pd.DataFrame, missing: Sequence[str]) -> str:
     """Return in words which numbers moved, by how much, and which records did not come again."""
     unlike, blocks = moved(numbers), []
     if len(unlike):
-        rows = [
-            [
-                row.record,
-                row.score,
-                _text(row.committed),
-                _text(row.again),
-                _text(row.difference, "+"),
-            ]
-            for row in unlike.itertuples()
-        ]
-        headings = ["record", "score", "committed", "again", "difference"]
-        blocks.append(tabulate(rows, headings, disable_numparse=True))
         largest = unlike.difference.abs().max()
-        blocks.append(f"largest absolute difference: {0 if pd.isna(largest) else largest:.6g}")
-        blocks.append(f"\n{summary(numbers)}\n")
+        blocks = [
+            _text(unlike),
+            f"largest absolute difference: {largest:.6g}",
+            f"\n{_text(summary(numbers))}\n",
+        ]
     blocks += [f"did not come again: {name}" for name in missing]
     blocks.append(f"{len(numbers) - len(unlike)} of {len(numbers)} numbers are the same")
     return "\n".join(blocks)
 
 
-def _text(value: float, sign: str = "") -> str:
-    return "-" if pd.isna(value) else f"{value:{sign}.6g}"
+def _text(table: pd.DataFrame) -> str:
+    forms = ["+.6g" if "difference" in name else ".6g" for name in table]
+    return tabulate(table, "keys", floatfmt=forms, showindex=False, disable_numparse=[0, 1])
 
 
 def again_in(

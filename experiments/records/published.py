@@ -16,6 +16,8 @@ from experiments.records.record import Record, RecordError, Scored, record_of
 from experiments.store.artifacts import digest_of
 from experiments.store.disk import atomic_write
 
+RESULTS = Path(__file__).parents[1] / "results"
+RECORDS = RESULTS / "records"
 CONFIGURATIONS = "configurations.jsonl"
 IMAGES = "images.csv.xz"
 SINGLE = "single_runs"  # of records that belong to no experiment
