@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,8 +35,8 @@ STYLE = {
 def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Return the title and the SVG of each figure by its file name.
 
-    There is a figure of each setting that has methods at several budgets. Rows without the ranking
-    score are in none.
+    There is a figure of each setting that has methods at several budgets. Figures leave out rows
+    without the ranking score and rows on other people than most.
     """
     settings: dict[Setting, list[Row]] = defaultdict(list)
     for row in rows:
@@ -46,21 +47,14 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
         matplotlib.rcdefaults()  # whatever the user's own matplotlibrc says
         matplotlib.rcParams.update(STYLE)
         for setting, in_setting in settings.items():
-            shown = _comparable(in_setting)
+            # means over other people look like differences between methods
+            protected = [row for row in in_setting if not row.is_unprotected]
+            usual = usual_people(row.runs for row in protected or in_setting)
+            shown = [row for row in in_setting if row.runs == usual]
             if len({row.eps for row in shown if not row.is_unprotected}) > 1:
                 title = f"{setting.dataset}, {setting.customizer}, {setting.title}"
                 drawn[_file_name(title, drawn)] = (title, _curves(shown))
     return drawn
-
-
-def _comparable(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of a setting over the same people at all budgets.
-
-    Means over other people look like differences between methods.
-    """
-    protected = [row for row in rows if not row.is_unprotected]
-    usual = usual_people(row.runs for row in protected or rows)
-    return [row for row in rows if row.runs == usual]
 
 
 def _curves(rows: Sequence[Row]) -> str:
@@ -83,9 +77,9 @@ def _curves(rows: Sequence[Row]) -> str:
             psnr = [row.scores["psnr"].mean for row in visible]
             _points(panels[1], psnr, visible, method, style)
     clean = [row.score for row in rows if row.is_unprotected]
+    most = max(clean, key=lambda score: score.n, default=None)
     for axes in panels:
-        if clean:
-            most = max(clean, key=lambda score: score.n)
+        if most:
             axes.axhline(most.mean, color="#667080", linestyle="--", label="unprotected")
         axes.locator_params(nbins=6)
     score = f"{SCORE.replace('_', ' ')} ({rows[0].setting.backbone})"
@@ -110,14 +104,16 @@ def _curves(rows: Sequence[Row]) -> str:
 def _points(
     axes: Axes, x: Sequence[float], rows: Sequence[Row], method: str, style: Mapping[str, str]
 ) -> None:
-    scores = [row.score for row in rows]
+    means, lows, highs = (
+        np.array([getattr(row.score, end) for row in rows], float)
+        for end in ("mean", "low", "high")
+    )
     # a single identity has no interval, and the mean of a few may lie outside theirs
-    below = [0 if score.low is None else max(score.mean - score.low, 0) for score in scores]
-    above = [0 if score.high is None else max(score.high - score.mean, 0) for score in scores]
+    lengths = np.nan_to_num([means - lows, highs - means]).clip(0)
     axes.errorbar(
         x,
-        [score.mean for score in scores],
-        yerr=[below, above],
+        means,
+        yerr=lengths,
         # a legend leaves out names that begin with an underscore
         label=f"\u200b{method}" if method.startswith("_") else method,
         capsize=2,

@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -138,7 +138,7 @@ def report(numbers: pd.DataFrame, missing: Sequence[str]) -> str:
     """Return in words which numbers moved, by how much, and which records did not come again."""
     unlike, blocks = moved(numbers), []
     if len(unlike):
-        largest = unlike.difference.abs().max()
+        largest = unlike.difference.abs().fillna(0).max()
         blocks = [
             _text(unlike),
             f"largest absolute difference: {largest:.6g}",
@@ -155,10 +155,7 @@ def _text(table: pd.DataFrame) -> str:
 
 
 def again_in(
-    folder: Path,
-    committed: Sequence[Record],
-    wanted: Sequence[tuple[str, int]],
-    processes: int = 1,
+    folder: Path, committed: Sequence[Record], wanted: Sequence[tuple[str, int]], processes: int = 1
 ) -> tuple[pd.DataFrame, list[str]]:
     """Run all commands, `processes` at a time, and compare their records with the committed ones.
 
@@ -176,9 +173,8 @@ def again_in(
     tables, missing, made = [], [], []
     for threads, place in places.items():
         again = list(read_all(sorted((place / "records").glob("*.json"))).values())
-        numbers, lacking = compared(
-            [record for record in committed if threads_of(record) == threads], again
-        )
+        before = [record for record in committed if threads_of(record) == threads]
+        numbers, lacking = compared(before, again)
         tables.append(numbers)
         missing += lacking
         made += again
@@ -197,8 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     folder = options.output_dir.absolute() / state_of_code(ROOT)
     try:
-        found = read_all(files_of([options.records])).values()
-        committed = [record for record in found if isinstance(record, Record)]
+        records = read_all(files_of([options.records])).values()
+        committed = [record for record in records if isinstance(record, Record)]
         wanted = commands(committed)
         if not wanted:
             raise RecordError(
@@ -206,8 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "such records"
             )
         seconds = [value for record in committed for _, value in record.seconds if value]
-        hours = sum(seconds) / 3600
-        print(f"{len(wanted)} commands of about {hours:.0f} core hours, as the records took")
+        hours = f"{sum(seconds) / 3600:.0f} core hours"
+        print(f"{len(wanted)} commands of about {hours}, as the records took")
         numbers, missing = again_in(folder, committed, wanted, options.processes)
     except (RecordError, OSError) as error:
         sys.exit(f"error: {error}")

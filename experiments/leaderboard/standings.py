@@ -109,54 +109,56 @@ def _ranked(group: pd.DataFrame) -> list[Row]:
     """Return the rows of a group of samples in their order, with ranks and tests."""
     scores = group.pivot(index="identity", columns=["key", "seed"], values=SCORE)
     scores = scores.loc[sorted(scores.index, key=natural)]
-    samples_of = dict(list(group.groupby("key")))
-    # means are compared over the people who have the score that ranks
-    people = {
-        key: runs_of(sample.dropna(subset=SCORE)) or runs_of(sample)
-        for key, sample in samples_of.items()
-    }
-    protected = [key for key in samples_of if key != UNPROTECTED]
-    usual = usual_people(people[key] for key in protected or samples_of)
-    other_photos = _other_photos(group)
-    rows = {
-        key: _row(sample, people[key] == usual, other_photos.get(key, ()))
-        for key, sample in samples_of.items()
-    }
-    order = sorted(rows, key=lambda key: _best_first(rows[key]))
+    rows = _rows(group)
+    order = list(rows)
+    protected = [key for key in order if not rows[key].is_unprotected]
     fit = [key for key in order if not rows[key].unranked]
     # of several variants the one that is named like the placebo, else the one that protects best
     placebos = [key for key in order if rows[key].attack == PLACEBO]
     placebo = min(placebos, key=lambda key: rows[key].method != PLACEBO, default=None)
     for name, opponent in zip(TESTS, (placebo, next(iter(fit), None)), strict=True):
-        for key, test in _tests(protected, fit, opponent, scores).items():
+        p_values = _p_values(fit, opponent, scores) if opponent in fit else {}
+        for key, values in _differences(protected, opponent, scores).items():
+            test = Test(mean=_rounded(estimate(values)), p_value=p_values.get(key))
             rows[key] = replace(rows[key], tests={**rows[key].tests, name: test})
     if fit and (reason := _undecidable(len(fit), max(rows[key].score.n for key in fit))):
         rows |= {key: replace(rows[key], unranked=reason) for key in fit}
         fit = []
-    for key, rank in _ranks(fit, scores).items():
-        rows[key] = replace(rows[key], rank=rank)
-    ordered = [rows[key] for key in order]
-    return sorted(ordered, key=lambda row: (not row.comparable, bool(row.unranked), row.rank or 0))
-
-
-def _row(sample: pd.DataFrame, comparable: bool, other_photos: tuple[str, ...]) -> Row:
-    """Return the row of samples of one method, without a rank."""
-    first = sample.iloc[0]
-    values = sample.groupby("identity", sort=False)[SCORES].mean()  # over the seeds
-    present = {metric: values[metric].dropna().tolist() for metric in SCORES}
-    row = Row(
-        setting=first["setting"],
-        eps=float(first["eps"]),
-        attack=first["attack"],
-        method=first["method"],
-        runs=runs_of(sample),
-        scores={name: _rounded(estimate(numbers)) for name, numbers in present.items() if numbers},
-        records=joined(sample["records"]),
-        processors=tuple(sorted(joined(sample["processors"]))),
-        other_photos=other_photos,
-        comparable=comparable,
+    rows |= {key: replace(rows[key], rank=rank) for key, rank in _ranks(fit, scores).items()}
+    return sorted(
+        rows.values(), key=lambda row: (not row.comparable, bool(row.unranked), row.rank or 0)
     )
-    return replace(row, unranked=_reason(row))
+
+
+def _rows(group: pd.DataFrame) -> dict[str, Row]:
+    """Return the rows of a group by their methods' keys, the best mean first, without ranks."""
+    methods = dict(list(group.groupby("key")))
+    # means are compared over the people who have the score that ranks
+    people = {
+        key: runs_of(sample.dropna(subset=SCORE)) or runs_of(sample)
+        for key, sample in methods.items()
+    }
+    usual = usual_people([people[key] for key in methods if key != UNPROTECTED] or people.values())
+    photos = _other_photos(group)
+    rows = {}
+    for key, sample in methods.items():
+        first = sample.iloc[0]
+        values = sample.groupby("identity", sort=False)[SCORES].mean()  # over the seeds
+        present = {metric: values[metric].dropna().tolist() for metric in SCORES}
+        row = Row(
+            setting=first["setting"],
+            eps=float(first["eps"]),
+            attack=first["attack"],
+            method=first["method"],
+            runs=runs_of(sample),
+            scores={metric: _rounded(estimate(v)) for metric, v in present.items() if v},
+            records=joined(sample["records"]),
+            processors=tuple(sorted(joined(sample["processors"]))),
+            other_photos=photos.get(key, ()),
+            comparable=people[key] == usual,
+        )
+        rows[key] = replace(row, unranked=_reason(row))
+    return dict(sorted(rows.items(), key=lambda item: _best_first(item[1])))
 
 
 def _other_photos(group: pd.DataFrame) -> dict[str, tuple[str, ...]]:
@@ -195,33 +197,6 @@ def _best_first(row: Row) -> tuple[bool, float, str]:
     return mean is None, -SIGN * (mean or 0), row.method
 
 
-def _tests(
-    keys: Sequence[str], fit: Sequence[str], opponent: str | None, scores: pd.DataFrame
-) -> dict[str, Test]:
-    """Return the comparison of each row with the opponent; p-values if both are `fit` to rank."""
-    if opponent is None:
-        return {}
-    p_values = _p_values(fit, opponent, scores) if opponent in fit else {}
-    differences = {key: _differences(scores, key, opponent) for key in keys if key != opponent}
-    return {
-        key: Test(mean=_rounded(estimate(values)), p_value=p_values.get(key))
-        for key, values in differences.items()
-        if values
-    }
-
-
-def _p_values(fit: Sequence[str], opponent: str, scores: pd.DataFrame) -> dict[str, float]:
-    """Return the p-value of each row of `fit` against the opponent, corrected for their number."""
-    differences = {key: _differences(scores, key, opponent) for key in fit if key != opponent}
-    p_values = {
-        key: signed_rank_p_value(values)
-        for key, values in differences.items()
-        if len(values) >= FEWEST
-    }
-    corrected = holm(list(p_values.values()))
-    return {key: _digits(p_value) for key, p_value in zip(p_values, corrected, strict=True)}
-
-
 def _ranks(fit: Sequence[str], scores: pd.DataFrame) -> dict[str, int]:
     """Return the rank of each row of `fit`, which is in order of the means.
 
@@ -230,23 +205,38 @@ def _ranks(fit: Sequence[str], scores: pd.DataFrame) -> dict[str, int]:
     """
     ranks, left = {}, list(fit)
     while left:
-        best = left[0]
+        differences = _differences(left, left[0], scores)
         behind = [
             key
-            for key, p_value in _p_values(left, best, scores).items()
-            if p_value < LEVEL and SIGN * signed_rank_sum(_differences(scores, key, best)) < 0
+            for key, p_value in _p_values(left, left[0], scores).items()
+            if p_value < LEVEL and SIGN * signed_rank_sum(differences[key]) < 0
         ]
         ranks |= {key: len(ranks) + 1 for key in left if key not in behind}
         left = [key for key in left if key in behind]
     return ranks
 
 
-def _differences(scores: pd.DataFrame, key: str, opponent: str) -> list[float]:
-    """Return the differences of two methods' scores for the identities that both have.
+def _p_values(fit: Sequence[str], opponent: str, scores: pd.DataFrame) -> dict[str, float]:
+    """Return the p-value of each row of `fit` against the opponent, corrected for their number."""
+    differences = _differences(fit, opponent, scores)
+    p_values = {k: signed_rank_p_value(v) for k, v in differences.items() if len(v) >= FEWEST}
+    corrected = holm(list(p_values.values()))
+    return {key: _digits(p_value) for key, p_value in zip(p_values, corrected, strict=True)}
+
+
+def _differences(
+    keys: Iterable[str], opponent: str | None, scores: pd.DataFrame
+) -> dict[str, list[float]]:
+    """Return methods' scores less the opponent's for the identities that both have, if any has.
 
     Each is over the seeds that both have: the victims of one seed start from the same noise.
     """
-    return (scores[key] - scores[opponent]).mean(axis=1).dropna().tolist()
+    differences = {
+        key: (scores[key] - scores[opponent]).mean(axis=1).dropna().tolist()
+        for key in keys
+        if opponent not in (None, key)
+    }
+    return {key: values for key, values in differences.items() if values}
 
 
 def _rounded(values: Estimate) -> Estimate:
@@ -254,9 +244,8 @@ def _rounded(values: Estimate) -> Estimate:
 
     The last bits of a machine's sums do not reach these.
     """
-    return replace(
-        values, mean=_digits(values.mean), low=_digits(values.low), high=_digits(values.high)
-    )
+    ends = {end: _digits(getattr(values, end)) for end in ("mean", "low", "high")}
+    return replace(values, **ends)
 
 
 def _digits(value: float | None) -> float | None:
