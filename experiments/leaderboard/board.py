@@ -4,8 +4,6 @@
 """
 
 import argparse
-import csv
-import io
 import os
 import re
 import sys
@@ -16,17 +14,11 @@ from itertools import groupby
 from pathlib import Path
 from urllib.parse import quote
 
+import pandas as pd
 from tabulate import tabulate
 
 from eval.metrics import METRICS
-from experiments.leaderboard.columns import (
-    FEW,
-    MARK,
-    SHOWN,
-    columns,
-    identities_text,
-    rank_text,
-)
+from experiments.leaderboard.columns import FEW, MARK, SHOWN, columns, identities_text, rank_text
 from experiments.leaderboard.figures import figures
 from experiments.leaderboard.names import Setting
 from experiments.leaderboard.page import page
@@ -41,38 +33,36 @@ READING = (
     "Cells are means over identities with their 95 % bootstrap interval (BCa); several seeds of an "
     "identity are averaged first. (n=8) says that only 8 identities have the score, because ISM "
     "needs a face. Arrows point towards better protection.",
-    f"{MARK} marks rows on fewer than {FEW} identities: their intervals are too narrow. The "
-    "interval of n values stays within their range. That range holds the mean of a symmetric "
-    "distribution in at most 1 - 2^(1-n) of all cases: 50, 75, 87.5 and 94 % for n = 2, 3, 4 and "
-    "5. This goes for cells with (n=2) to (n=5) too.",
+    f"{MARK} marks rows on fewer than {FEW} identities. Their intervals are too narrow, and so are "
+    "those of cells with (n=2) to (n=5). An interval stays within the range of its n values. That "
+    "range holds the mean of a symmetric distribution in at most 50, 75, 87.5 and 94 % for n = 2, "
+    "3, 4 and 5.",
     "Identity retention ranks. 0 means that the customized model draws strangers, 1 that it draws "
-    "the person as unseen photos show them. Below 0 its images resemble the person less than "
-    "images of strangers do; often they show no face at all. `noise` is the placebo that a method "
-    "must beat. `none` is the same adversary on unprotected photos; they have no budget, so the "
-    "row stands beside each budget.",
+    "the person as unseen photos show them. Negative retention means that its images resemble the "
+    "person less than images of strangers do; often they show no face at all. `noise` is the "
+    "placebo that a method must beat. `none` is the same adversary on unprotected photos. It has "
+    "no budget, so its row stands beside each budget.",
     "Methods are compared within a setting and budget only. The columns against the placebo and "
     "against the best are differences of identity retention, the row's less the opponent's, over "
     "the identities and seeds that both have: negative means that the row protects better. p is "
-    "that of a Wilcoxon signed-rank test, corrected (Holm) for all tests of the group against one "
-    "row. Intervals are not corrected: an interval may leave out 0 beside a p above "
+    "that of a Wilcoxon signed-rank test with Holm's correction for all tests of the group against "
+    "one row. Intervals are not corrected: an interval may leave out 0 beside a p above "
     f"{LEVEL}.",
-    "The best row and the rows that the test does not put behind it share rank 1: their p is at "
-    f"least {LEVEL}, or few people make the best mean and the signed ranks speak for the other "
-    "row. The best of the remaining rows is tested against the rest in the same way, and so on. "
-    "The correction does not know that the best was chosen by looking.",
-    f"No method is ranked on fewer than {FEWEST} identities, nor where so many methods are tested "
-    f"on so few identities that no p could be below {LEVEL}. Means over other identities than "
-    "those of most methods do not compare with theirs: such rows stand apart without a rank, and "
-    "only their differences tell more.",
+    "The best row shares rank 1 with all rows that the test does not put behind it. A row is "
+    f"behind if its p is below {LEVEL} and the signed ranks speak for the best row. The remaining "
+    "rows are ranked in the same way. The correction does not know that the best row was chosen "
+    "by looking.",
+    f"A method has no rank on fewer than {FEWEST} identities. Methods have no rank either where "
+    f"they are so many, and the identities so few, that no p could be below {LEVEL}. Rows over "
+    "other identities than those of most methods stand apart without a rank: their means do not "
+    "compare, only their differences do.",
     "ISM is over detected faces. Read it with FDFR, the share of images without a face, and with "
     "the ISM in which those count as 0. Scores of different face recognizers (in brackets) do not "
     "compare.",
-    "A command ends with the same bytes on one kind of processor. On another kind it ends "
-    "otherwise, as with another seed, so this is part of a difference between rows of several "
-    "kinds. If the rows of a group are of several kinds, the group says which; `none` is then the "
-    "mean of them. Rows over other photos of a person than most rows are named too: processors "
-    "draw the embedded people with some bits unlike, and other files may have gone by the same "
-    "names.",
+    "Equal commands give equal bytes on one kind of processor. Another kind changes numbers as "
+    "another seed does. If the rows of a group are of several kinds, the group says which; `none` "
+    "is then their mean. Processors also draw the embedded people with some bits unlike: rows over "
+    "other photos of a person than most rows are named.",
 )
 ASIDE = "on fewer or other identities: means compare only with those of the same identities"
 
@@ -95,13 +85,13 @@ def leaderboard(
 
 
 def _readme(rows: Sequence[Row], count: int, drawn: Mapping[str, tuple[str, str]]) -> str:
-    blocks = ["# Leaderboard"]
-    blocks.append(
+    blocks = [
+        "# Leaderboard",
         "Made by `make leaderboard` from the records in [../records](../records); do not edit. "
         "[index.html](index.html) sorts, filters and shows pictures and commands, "
         "[scores.csv](scores.csv) has every figure, "
-        "[docs/leaderboard.md](../../../docs/leaderboard.md) explains both."
-    )
+        "[docs/leaderboard.md](../../../docs/leaderboard.md) explains both.",
+    ]
     if not rows:
         return "\n\n".join([*blocks, "**There are no records yet.**"]) + "\n"
     blocks += [f"{count} records.", "\n".join(f"- {line}" for line in READING)]
@@ -131,11 +121,8 @@ def _made_on(rows: Sequence[Row]) -> list[str]:
 
 def _other_photos(rows: Sequence[Row]) -> list[str]:
     """Return which rows are over other photos of a person than most."""
-    lines = [
-        f"- {_code(row.method)}: {', '.join(map(_plain, row.other_photos))}"
-        for row in rows
-        if row.other_photos
-    ]
+    photos = {_code(row.method): ", ".join(map(_plain, row.other_photos)) for row in rows}
+    lines = [f"- {method}: {identities}" for method, identities in photos.items() if identities]
     return ["Of other photos than most rows\n\n" + "\n".join(lines)] if lines else []
 
 
@@ -152,15 +139,10 @@ def _code(text: str) -> str:
 def _table(rows: Sequence[Row]) -> str:
     shown = columns(rows, SHOWN)
     headings = ["rank", "method", "identities", *(_plain(column.heading) for column in shown)]
-    cells = [
-        [
-            rank_text(row),
-            _code(row.method),
-            identities_text(row),
-            *(column.text(row) for column in shown),
-        ]
-        for row in rows
-    ]
+    cells = []
+    for row in rows:
+        scores = [column.text(row) for column in shown]
+        cells.append([rank_text(row), _code(row.method), identities_text(row), *scores])
     return tabulate(cells, headings, "pipe", disable_numparse=True)
 
 
@@ -181,11 +163,10 @@ def _scores(rows: Sequence[Row]) -> str:
         for column in shown:
             line += [getattr(column.estimate(row), end, None) for end in ends]
             line += [column.p_value(row)] if column.test else []
-        lines.append(tuple(line))
-    file = io.StringIO()
+        lines.append(line)
     # unprotected photos have no budget, and their row stands beside each budget
-    csv.writer(file, lineterminator="\n").writerows([headings, *dict.fromkeys(lines)])
-    return file.getvalue()
+    table = pd.DataFrame(lines, columns=headings, dtype=object).drop_duplicates()
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def read(folder: Path) -> dict[str, Scored]:

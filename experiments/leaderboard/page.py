@@ -7,12 +7,7 @@ from pathlib import Path
 
 import jinja2
 
-from experiments.leaderboard.columns import (
-    SHOWN,
-    columns,
-    identities_text,
-    rank_text,
-)
+from experiments.leaderboard.columns import SHOWN, columns, identities_text, rank_text
 from experiments.leaderboard.standings import Row
 from experiments.records.files import natural
 from experiments.records.record import Imported, Record, Scored
@@ -48,9 +43,7 @@ def page(
         "eps": [f"{eps:g}" for eps in sorted({row.eps for row in rows})],
     }
     return environment.get_template("page.html").render(
-        rows=[
-            (row, _details(row, [records[name] for name in row.records], strips)) for row in rows
-        ],
+        rows=[(row, _details(row, [records[k] for k in row.records], strips)) for row in rows],
         choices=choices,
         columns=columns(rows, SHOWN),
         rank_text=rank_text,
@@ -77,10 +70,9 @@ def _strip(row: Row, members: Sequence[Scored], strips: Mapping[str, str]) -> di
     The strip of unprotected photos may be one of an attack, which shows them too.
     """
     with_strip = [record for record in members if record.name in strips]
-    order = sorted(with_strip, key=lambda one: (one.attack != row.attack, natural(one.identity)))
-    if not order:
+    if not with_strip:
         return None
-    first = order[0]
+    first = min(with_strip, key=lambda r: (r.attack != row.attack, natural(r.identity)))
     return {"link": strips[first.name], "identity": first.identity, "attack": first.attack}
 
 
@@ -88,10 +80,8 @@ def merged(commands: Iterable[str]) -> list[str]:
     """Return distinct commands; those that differ in the numbers of identities alone become one."""
     numbers: dict[str, list[str]] = defaultdict(list)  # by the command with a gap
     for command in commands:
-        words = IDENTITIES.search(command)
-        numbers[IDENTITIES.sub(GAP, command)] += (
-            words[1].replace(" ", "").split(",") if words else []
-        )
+        words = " ".join(IDENTITIES.findall(command))
+        numbers[IDENTITIES.sub(GAP, command)] += re.findall(r"\d+", words)
     return [
         command.replace(GAP, f"'dataset.identities=[{','.join(dict.fromkeys(identities))}]'")
         for command, identities in numbers.items()

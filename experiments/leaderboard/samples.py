@@ -31,20 +31,16 @@ def samples(records: Iterable[Scored]) -> pd.DataFrame:
     is NaN. Each budget has its own rows of the unprotected victims of the people usual there.
     """
     arms = _arms(records)
-    unprotected = arms["attack"] == UNPROTECTED
-    victims = dict(list(_victims(arms[unprotected]).groupby("setting", sort=False)))
-    protected = dict(list(arms[~unprotected].groupby("setting", sort=False)))
-    parts = []
-    for setting in sorted({*protected, *victims}, key=lambda setting: setting.order):
-        if setting not in protected:
-            parts.append(victims[setting])
-            continue
-        for eps, group in protected[setting].groupby("eps"):
-            parts.append(group)
-            if setting in victims:
-                people = usual_people(runs_of(sample) for _, sample in group.groupby("key"))
-                parts.append(_of_people(victims[setting], people).assign(eps=eps))
-    return pd.concat(parts, ignore_index=True) if parts else arms
+    parts = [arms[:0]]
+    for _, rows in sorted(arms.groupby("setting", sort=False), key=lambda item: item[0].order):
+        is_victim = rows["attack"] == UNPROTECTED
+        victims, protected = _victims(rows[is_victim]), rows[~is_victim]
+        if protected.empty:
+            parts.append(victims)
+        for eps, group in protected.groupby("eps"):
+            people = usual_people(runs_of(sample) for _, sample in group.groupby("key"))
+            parts += [group, _of_people(victims, people).assign(eps=eps)]
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
 def runs_of(sample: pd.DataFrame) -> Runs:
@@ -69,12 +65,9 @@ def _arms(records: Iterable[Scored]) -> pd.DataFrame:
 
     Records without a protection come before others: their names stay where victims are equal.
     """
-
-    def order(record: Scored) -> tuple:
-        place = natural(record.identity), record.seed
-        return *place, record.attack != UNPROTECTED, record.name
-
-    records = sorted(records, key=order)
+    records = sorted(
+        records, key=lambda r: (natural(r.identity), r.seed, r.attack != UNPROTECTED, r.name)
+    )
     settings = settings_of(records)
     methods = labels((record.row_key, record.method) for record in records)
     rows = []
@@ -89,7 +82,6 @@ def _arms(records: Iterable[Scored]) -> pd.DataFrame:
         victim = record.scores.protected
         if record.attack != UNPROTECTED:
             victim = record.scores.unprotected
-            scores = record.scores.protected.numbers | record.perceptibility.numbers
             method = {
                 "eps": float(record.eps),
                 "attack": record.attack,
@@ -97,10 +89,11 @@ def _arms(records: Iterable[Scored]) -> pd.DataFrame:
                 "key": f"{record.attack} {record.row.method}",
                 "processors": _processors(record, "protect", "protected"),
             }
+            scores = record.scores.protected.numbers | record.perceptibility.numbers
             rows.append(place | method | scores)
         if victim:
-            method = dict.fromkeys(METHOD, UNPROTECTED)
-            method |= {"eps": 0.0, "processors": _processors(record, "unprotected")}
+            method = {**dict.fromkeys(METHOD, UNPROTECTED), "eps": 0.0}
+            method["processors"] = _processors(record, "unprotected")
             rows.append(place | method | victim.numbers)
     return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(SCORES, float))
 
@@ -123,20 +116,19 @@ def joined(tuples: Iterable[tuple]) -> tuple:
 
 def _of_people(victims: pd.DataFrame, people: Runs) -> pd.DataFrame:
     """Return the victims of people and seeds, without the people that lack a victim of a seed."""
-    there = dict(runs_of(victims))
+    places = victims.set_index(["identity", "seed"]).index
     complete = [
         (identity, seed)
         for identity, seeds in people
-        if set(seeds) <= set(there.get(identity, ()))
+        if all((identity, seed) in places for seed in seeds)
         for seed in seeds
     ]
-    return victims[victims.set_index(["identity", "seed"]).index.isin(complete)]
+    return victims[places.isin(complete)]
 
 
 def _processors(record: Scored, *arms: str) -> tuple[str, ...]:
-    if not isinstance(record, Record):
-        return ()
-    return joined([(getattr(record.processors, arm),) for arm in arms])
+    is_run = isinstance(record, Record)
+    return joined([(getattr(record.processors, arm),) for arm in arms]) if is_run else ()
 
 
 def _photos(record: Scored) -> tuple[str, ...]:

@@ -39,13 +39,12 @@ def read(path: Path) -> Scored:
 
 
 def parsed(text: str, where: str) -> object:
-    """Return what JSON says; raise RecordError, also for numbers that are not finite."""
+    """Return the value of a JSON text; raise RecordError, also for numbers that are not finite."""
     try:
         return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise RecordError(
-            f"{where}: no record, for it is no JSON ({error}); name records, or run again what it "
-            "was to hold"
+            f"{where}: no record, for it is no JSON ({error}); name records, or run it again"
         ) from None
 
 
@@ -57,14 +56,14 @@ def _finite(text: str) -> float:
 
 
 def natural(name: str) -> tuple[int, str]:
-    """Sorts "9" before "10"."""
+    """Return the key that sorts "9" before "10"."""
     return (int(name), "") if name.isdecimal() else (10**18, name)
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """Return the files of records that paths name: files, folders of files, output_dirs.
+    """Return the files of records in `paths`: files, folders of files, output_dirs.
 
-    Raises RecordError for a path without any.
+    Raises RecordError for a path without a file.
     """
     files = []
     for path in paths:

@@ -16,7 +16,7 @@ PLACES = ("identities", "shard", "root", "name", "hint")
 
 
 def decisive(node: Any) -> Any:
-    """Return what of a node of the configuration decides numbers.
+    """Return the part of a node of the configuration that decides numbers.
 
     A class is named without its import path. Options at the values that its class calls NEUTRAL
     are left out, and so is what its function `decisive` leaves out.
@@ -38,8 +38,7 @@ def decisive(node: Any) -> Any:
 
 def attack_parts(config: Mapping) -> dict[str, Any]:
     """Return the settings of an attack that decide its result, but its budget and its models."""
-    parts = decisive(config["attack"])
-    return without(parts, "eps", "others", "purifier")
+    return without(decisive(config["attack"]), "eps", "others", "purifier")
 
 
 def with_contents(settings: Mapping[str, Any], identity: str) -> dict[str, Any]:
@@ -68,15 +67,14 @@ def method_parts(config: Mapping) -> dict[str, Any]:
 
 
 def setting_parts(config: Mapping) -> dict[str, Any]:
-    """Return what the adversary and the scorer do, but what names of a record say."""
-    base_model = config["customizer"]["base_model"]
+    """Return the settings of the adversary and the scorer that the names in a record leave open."""
     return {
         "customizer": without(decisive(config["customizer"]), "base_model"),
         "gallery": decisive(config["gallery"]),
         "class_images": {
             **decisive(config["class_images"]),
             "surrogate_model": drawing(config["surrogate_model"]),
-            "base_model": drawing(base_model),
+            "base_model": drawing(config["customizer"]["base_model"]),
         },
         "countermeasure": without(decisive(config["countermeasure"]), "model"),
         "dataset": without(decisive(config["dataset"]), *PLACES),

@@ -7,9 +7,12 @@ the scores of single images.
 import json
 import lzma
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from experiments.records.files import as_json, natural, parsed, read
 from experiments.records.record import Record, RecordError, Scored, record_of
@@ -48,11 +51,10 @@ def read_folder(folder: Path) -> dict[str, Scored]:
 
 def _lines(path: Path) -> list[Scored]:
     file = path.with_name(CONFIGURATIONS)
-    configurations = dict(_configurations(file)) if file.is_file() else {}
+    entries = [data for _, data in _parsed_lines(file)] if file.is_file() else []
+    configurations = {entry["digest"]: entry["config"] for entry in entries}
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        where = f"{path}: line {number}"
-        data = parsed(line, where)
+    for where, data in _parsed_lines(path):
         if isinstance(data, dict) and isinstance(digest := data.get("config"), str):
             if digest not in configurations:
                 raise RecordError(f"{where}: configuration {digest} is not in {file}")
@@ -61,44 +63,42 @@ def _lines(path: Path) -> list[Scored]:
     return records
 
 
-def _configurations(file: Path) -> Iterable[tuple[str, dict]]:
+def _parsed_lines(file: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        data = parsed(line, f"{file}: line {number}")
-        yield data["digest"], data["config"]
+        where = f"{file}: line {number}"
+        yield where, parsed(line, where)
 
 
-def write_folder(records: Mapping[str, Scored], images: "Any", folder: Path) -> list[Path]:
-    """Write all files of the committed folder; return those that hold records.
+def write_folder(records: Mapping[str, Scored], images: pd.DataFrame, folder: Path) -> None:
+    """Write all files of the committed folder.
 
     `images` is the frame of single images (see `images_of`). Equal records are equal bytes.
     """
-    lines: dict[str, list[tuple]] = defaultdict(list)
+    lines: dict[Path, list[tuple]] = defaultdict(list)
     configurations: dict[str, dict] = {}
     for record in records.values():
         data = json.loads(as_json(record))
         if isinstance(record, Record):
             digest = digest_of("config", 1, data["config"])
             configurations[digest], data["config"] = data["config"], digest
-        data["scores"] = {
-            arm: {key: value for key, value in scores.items() if key != "images"}
-            for arm, scores in data["scores"].items()
-        }
-        data["perceptibility"].pop("images", None)
+        for scores in (*data["scores"].values(), data["perceptibility"]):
+            if scores:
+                scores.pop("images", None)
         order = (record.attack, record.method, record.eps, natural(record.identity), record.name)
-        lines[_file_of(record)].append((order, json.dumps(data, ensure_ascii=False)))
-    written = [
-        atomic_write(folder / name, "".join(f"{text}\n" for _, text in sorted(texts)))
-        for name, texts in lines.items()
+        lines[folder / _file_of(record)].append((order, data))
+    lines[folder / CONFIGURATIONS] = [
+        (digest, {"digest": digest, "config": config}) for digest, config in configurations.items()
     ]
-    for file in set(folder.glob("*.jsonl")) - set(written) - {folder / CONFIGURATIONS}:
+    for file, entries in lines.items():
+        texts = [
+            json.dumps(data, ensure_ascii=False) for _, data in sorted(entries, key=itemgetter(0))
+        ]
+        atomic_write(file, "".join(f"{text}\n" for text in texts))
+    for file in set(folder.glob("*.jsonl")) - set(lines):
         file.unlink()
-    text = "".join(
-        json.dumps({"digest": digest, "config": config}, ensure_ascii=False) + "\n"
-        for digest, config in sorted(configurations.items())
-    )
-    atomic_write(folder / CONFIGURATIONS, text)
-    _write_images(images, folder)
-    return written
+    order = images.sort_values(["record", "arm", "index"], kind="stable")
+    text = order.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    atomic_write(folder / IMAGES, lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))
 
 
 def _file_of(record: Scored) -> str:
@@ -107,31 +107,19 @@ def _file_of(record: Scored) -> str:
     return "imported.jsonl"
 
 
-def images_of(records: Sequence[Record]) -> "Any":
+def images_of(records: Sequence[Record]) -> pd.DataFrame:
     """Return a frame with a row for each image of each arm of records that hold such rows."""
-    import pandas as pd
-
     rows = [
         (record.name, arm, row["prompt"], index, *(row.get(score) for score in SCORES))
         for record in records
-        for arm, scores in (
-            ("protected", record.scores.protected),
-            ("unprotected", record.scores.unprotected),
-        )
+        for arm, scores in record.scores
+        if scores
         for index, row in enumerate(scores.images)
     ]
     return pd.DataFrame(rows, columns=[*COLUMNS, *SCORES])
 
 
-def read_images(folder: Path) -> "Any":
+def read_images(folder: Path) -> pd.DataFrame:
     """Return the frame of single images in the committed folder; empty without its file."""
-    import pandas as pd
-
     file = folder / IMAGES
     return pd.read_csv(file) if file.is_file() else images_of([])
-
-
-def _write_images(images: "Any", folder: Path) -> None:
-    order = images.sort_values(["record", "arm", "index"], kind="stable")
-    text = order.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    atomic_write(folder / IMAGES, lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME))

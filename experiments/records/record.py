@@ -1,5 +1,6 @@
 """Records: one for each identity and configuration, with its origin, settings and scores."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -50,21 +51,20 @@ class Values(Part):
     @validator(mode="after")
     def _in_range(self) -> "Values":
         for metric, value in self.numbers.items():
-            low, high = METRICS.get(metric, {"range": (None, None)})["range"]
-            low, high = -1e300 if low is None else low, 1e300 if high is None else high
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            low, high = METRICS.get(metric, {}).get("range", (None, None))
+            low, high = -math.inf if low is None else low, math.inf if high is None else high
+            is_number = isinstance(value, Number) and not isinstance(value, bool)
+            is_finite = is_number and math.isfinite(value)
             # a record is written with 6 digits: the last bits of a sum may lie outside
-            if value is not None and not (is_number and low - 1e-6 <= value <= high + 1e-6):
-                bounds = f"from {low:g} to {high:g}".replace("1e+300", "any").replace("-any", "any")
-                raise ValueError(f"{metric} is {value!r}, expected a number {bounds}, or null")
+            if value is not None and not (is_finite and low - 1e-6 <= value <= high + 1e-6):
+                bounds = f"from {low:g} to {high:g}, or null"
+                raise ValueError(f"{metric} is {value!r}, expected a number {bounds}")
         return self
 
     @property
     def numbers(self) -> dict[str, Number | None]:
         """The scores, without tables of prompts and images."""
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        values |= self.model_extra or {}
-        return {name: value for name, value in values.items() if name not in ("prompts", "images")}
+        return {name: value for name, value in self if name not in ("prompts", "images")}
 
 
 class ArmScores(Values):
@@ -135,10 +135,10 @@ class Scored(Part):
 
     @validator(mode="after")
     def _faces_counted(self) -> "Scored":
-        given = self.scores.protected.model_fields_set
-        if not given:
+        scores = self.scores.protected.model_fields_set
+        if not scores:
             raise ValueError("scores.protected is empty, expected a score")
-        if "ism" in given and (missing := [key for key in BESIDE_ISM if key not in given]):
+        if "ism" in scores and (missing := [key for key in BESIDE_ISM if key not in scores]):
             raise ValueError(
                 f"scores.protected.ism stands without {' and '.join(missing)}, which say what "
                 "became of images without a face"
@@ -223,17 +223,17 @@ class Record(Scored):
 
 
 def record_of(data: object, where: str) -> Scored:
-    """Return the record that `data` describes; raise RecordError, whose message begins with
-    `where`, if `data` is none of this schema.
+    """Return the record that `data` describes.
+
+    Raises RecordError, whose message begins with `where`, if `data` is none of this schema.
     """
     version = data.get("schema_version") if isinstance(data, Mapping) else None
-    if version == 1:
-        raise RecordError(
-            f"{where}: schema_version is 1, expected {SCHEMA_VERSION}: the tag v0.1.0 of this "
-            "project reads it; run the record's command again"
-        )
     if version != SCHEMA_VERSION:
-        raise RecordError(f"{where}: schema_version is {version!r}, expected {SCHEMA_VERSION}")
+        advice = ": the tag v0.1.0 of this project reads it; run the record's command again"
+        raise RecordError(
+            f"{where}: schema_version is {version!r}, expected {SCHEMA_VERSION}"
+            + (advice if version == 1 else "")
+        )
     try:
         return (Imported if "imported" in data else Record).model_validate(data)
     except ValidationError as error:
