@@ -23,7 +23,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: setup  ## Protect, customize and evaluate one embedded identity (4 to 8 minutes on two cores)
 	$(BIN)/python run.py
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal
 
 test: setup  ## Run the tests without the slow ones (6 minutes on two cores)
 	@echo "Without the tests marked slow, which 'make test-all' and .ci/run also run."

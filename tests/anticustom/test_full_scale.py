@@ -32,13 +32,13 @@ SCHEDULE = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Published numbers of parameters, and of the text encoder's layers."""
+    """Published numbers of parameters, and the number of the text encoder's layers."""
 
     unet: int
     text_encoder: int
     text_layers: int
-    lora: int  # of the UNet's attention at rank 4
-    text_projections: int  # of the UNet's cross-attention: keys and values
+    lora: int  # the UNet's attention at rank 4
+    text_projections: int  # keys and values of the UNet's cross-attention
 
 
 RELEASES = {  # SD 1.4 has the architecture of SD 1.5
@@ -158,6 +158,7 @@ def assert_a_step_reaches(model, trained):
     assert not any(p.requires_grad or p.grad is not None for p in parameters(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "trained"), [("sd15", all_weights), ("sd21", all_weights), ("sd21", lora)]
 )
@@ -165,6 +166,7 @@ def test_a_training_step_reaches_all_that_is_trained(model, trained):
     assert_a_step_reaches(model, list(trained(model)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("both", [False, True], ids=["word", "word_and_projections"])
 def test_the_rare_word_and_the_text_projections_are_reached(sizes, model, both):
     width = model.unet.config.cross_attention_dim
