@@ -9,6 +9,7 @@ from functools import cache
 
 import pytest
 import torch
+from conf_options import composed
 from customizing import CUSTOMIZERS, Victim
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from helpers import PRESETS
@@ -22,7 +23,6 @@ from anticustom.customizers.training import CustomizerInputs
 from anticustom.draws import SeededDraws
 from anticustom.images import from_8bit
 from anticustom.progress import NoCheckpoint, silent
-from experiments.setup.composing import composed
 
 DRAWS = SeededDraws(0, "ann", (4, 8, 8))
 
