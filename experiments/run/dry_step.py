@@ -41,7 +41,7 @@ def check_memory(stages: Stages, identity: Identity) -> None:
         forced = stage in job.config["force"]
         if stage not in stages.wanted or (step in done and not forced):
             continue
-        say(f"trying first steps of {name} on {job.device} ...")
+        say(f"trying the first steps of {name} on {job.device} ...")
         with torch.random.fork_rng([] if job.device == "cpu" else [job.device]):
             fits = _fits(lambda step=step: step(job, identity))
         if not fits:
