@@ -11,9 +11,25 @@ from experiments.leaderboard.reproduce import (
     moved,
     report,
     state_of_code,
-    summary,
 )
 from experiments.records.files import write
+
+
+@pytest.fixture
+def run_py(tmp_path, monkeypatch):
+    """Call it with code for a stand-in of run.py, which knows its folder for `records`."""
+    for module in (reproduce, processes):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+
+    def stand_in(code):
+        (tmp_path / "run.py").write_text(
+            "import json, os, pathlib, shutil, sys\n"
+            "place = dict(word.split('=', 1) for word in sys.argv[1:])['output_dir']\n"
+            "records = pathlib.Path(place, 'records')\n"
+            f"{code}\n"
+        )
+
+    return stand_in
 
 
 def test_numbers_that_moved_are_told_from_those_that_did_not(made_up):
@@ -33,7 +49,7 @@ def test_numbers_that_moved_are_told_from_those_that_did_not(made_up):
     assert f"{len(numbers) - 2} of {len(numbers)} numbers are the same" in text
     row = next(line for line in text.splitlines() if "identity_retention" in line)
     assert row.split()[1:] == ["protected", "identity_retention", "0.4", "0.375", "-0.025"]
-    table = [line.split() for line in summary(numbers).splitlines()]
+    table = [line.split() for line in text.splitlines()]
     assert ["protected", "identity_retention", "2", "1", "-0.0125", "0.025"] in table
 
 
@@ -66,56 +82,44 @@ def test_each_command_runs_once_with_its_threads_elsewhere(made_up, tmp_path):
     ]
 
 
-def test_the_command_compares_what_run_py_writes(made_up, tmp_path, monkeypatch, capsys):
+def test_the_command_compares_what_run_py_writes(made_up, tmp_path, run_py, capsys):
     """A stand-in for run.py writes the committed record with one score moved."""
-    made, folder = tmp_path / "made", tmp_path / "again"
-    file = write(made_up(0.25), made)
-    (tmp_path / "run.py").write_text(
-        "import pathlib, shutil, sys\n"
-        "place = dict(word.split('=', 1) for word in sys.argv[1:])['output_dir']\n"
-        "pathlib.Path(place, 'records').mkdir(parents=True, exist_ok=True)\n"
-        f"shutil.copy({str(file)!r}, pathlib.Path(place, 'records'))\n"
-    )
-    write(made_up(0.5, name="a"), tmp_path / "committed")
-    for module in (reproduce, processes):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-    arguments = ["--records", str(tmp_path / "committed"), "--output-dir", str(folder)]
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 0
-    out = capsys.readouterr().out
+    file = write(made_up(0.25), tmp_path / "made")
+    run_py(f"records.mkdir(parents=True)\nshutil.copy({str(file)!r}, records)")
+    committed, folder = tmp_path / "committed", tmp_path / "again"
+
+    def output(status):
+        with pytest.raises(SystemExit) as ended:
+            main(["--records", str(committed), "--output-dir", str(folder)])
+        assert ended.value.code == status
+        return capsys.readouterr().out
+
+    write(made_up(0.5, name="a"), committed)
+    out = output(0)
     assert "1 of 1: python run.py" in out
     assert "largest absolute difference: 0.25" in out
 
-    (tmp_path / "run.py").write_text("raise SystemExit('no weights')")
-    write(made_up(0.5, identity="5", name="b"), tmp_path / "committed")
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 1
-    out = capsys.readouterr().out
+    run_py("raise SystemExit('no weights')")
+    write(made_up(0.5, identity="5", name="b"), committed)
+    out = output(1)
     assert "failed: see" in out
-    assert "did not come again: b" in out
-    assert "did not come again: a" in out  # what the code before made counts no longer
+    # "a" too: results of other code count no longer
+    assert all(f"did not come again: {name}" in out for name in "ab")
     logs = [log.read_text() for log in folder.glob("*/logs/reproduce-1.txt")]
     assert sorted(logs) == ["", "no weights\n"]
 
 
-def test_results_of_other_threads_are_not_taken_for_ones_own(made_up, tmp_path, monkeypatch):
-    """A stand-in for run.py writes its record with the threads that it was given."""
-    (tmp_path / "run.py").write_text(
-        "import json, os, pathlib, sys\n"
-        "place = dict(word.split('=', 1) for word in sys.argv[1:])['output_dir']\n"
-        "folder = pathlib.Path(place, 'records')\n"
-        "if not folder.exists():\n"
-        "    folder.mkdir(parents=True)\n"
+def test_results_of_other_threads_are_not_taken_for_ones_own(made_up, tmp_path, run_py):
+    """A stand-in for run.py writes its record, once, with the threads that it was given."""
+    run_py(
+        "if not records.exists():\n"
+        "    records.mkdir(parents=True)\n"
         "    record = json.loads(pathlib.Path('made.json').read_text())\n"
         "    record['perceptibility']['psnr'] = 30 + int(os.environ['OMP_NUM_THREADS'])\n"
-        "    (folder / 'a.json').write_text(json.dumps(record))\n"
+        "    (records / 'a.json').write_text(json.dumps(record))"
     )
     write(made_up(), tmp_path).rename(tmp_path / "made.json")
     committed = [made_up(psnr=30 + n, machine={"torch_threads": n}) for n in (1, 2)]
-    for module in (reproduce, processes):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
     numbers, missing = again_in(tmp_path / "again", committed, commands(committed))
     assert missing == []
     assert set(numbers.record) == {record.name for record in committed}
@@ -123,25 +127,17 @@ def test_results_of_other_threads_are_not_taken_for_ones_own(made_up, tmp_path, 
 
 
 def test_the_state_of_the_code_is_that_of_what_decides_numbers(tmp_path):
-    files = ["run.py", "conf/attack/a.yaml", "eval/weights/w.safetensors", "anticustom/b/c.py"]
-    files.append("experiments/run/stages.py")
-    for name in files:
+    def state_with(name, text):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("1")
-    before = state_of_code(tmp_path)
-    for name in (
-        "README.md",
-        "anticustom/b/__pycache__/c.pyc",
-        "experiments/results/records/r.json",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("2")
-    assert state_of_code(tmp_path) == before
-    states = {before}
-    for name in files:
-        (tmp_path / name).write_text("22")
-        states.add(state_of_code(tmp_path))
-    assert len(states) == 1 + len(files)
+        (tmp_path / name).write_text(text)
+        return state_of_code(tmp_path)
+
+    decisive = ["run.py", "conf/attack/a.yaml", "eval/weights/w.safetensors", "anticustom/b/c.py"]
+    decisive.append("experiments/run/stages.py")
+    before = [state_with(name, "1") for name in decisive][-1]
+    aside = ("README.md", "anticustom/b/__pycache__/c.pyc", "experiments/results/records/r.json")
+    assert {state_with(name, "2") for name in aside} == {before}
+    assert len({before, *(state_with(name, "22") for name in decisive)}) == 1 + len(decisive)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty"])
