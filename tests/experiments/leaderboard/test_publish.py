@@ -98,9 +98,9 @@ def test_a_strip_comes_with_any_person_who_has_pictures(run_of, made_up, results
     output_dir = run_of(new={"identity": "2"})
     manifest = next(output_dir.glob("store/protect/*/*/manifest.json"))
     for k, damaged in enumerate(["{", "[]", "{}", '{"unit": 1, "files": {}}']):
-        broken = manifest.parents[1] / f"broken{k}" / manifest.name
-        broken.parent.mkdir()
-        broken.write_text(damaged)
+        broken = manifest.parents[1] / f"broken{k}"
+        broken.mkdir()
+        (broken / manifest.name).write_text(damaged)
     main([str(output_dir), "--results", str(results)])
     assert strips(results) == ["new"]
 
@@ -173,9 +173,8 @@ def test_a_record_that_came_again_replaces_its_twin_only_when_asked(
     assert (record.name, record.scores.protected.identity_retention) == ("new", 0.25)
     assert strips(results) == []
     twin = write(made_up(0.5, name="twin"), tmp_path / "again")
-    with pytest.raises(
-        SystemExit, match=r"(new|twin)\.json: .*(new|twin)\.json is of the same row"
-    ):
+    both = r"(new|twin)\.json: .*(new|twin)\.json is of the same row"
+    with pytest.raises(SystemExit, match=both):
         main([str(again), str(twin), "--results", str(results), "--replace"])
 
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 import time
@@ -29,12 +30,11 @@ def test_tests_against_one_row_are_corrected_together(benchmark_of):
     records = benchmark_of({"noise": 0.0, "aspl": 0.3, "simac": 0.305})
     rows = by_method(standings(records))
     test, behind = rows["aspl"].tests["against_placebo"], rows["noise"].tests["against_best"]
-    plain = paired_comparison(retentions(records, "aspl"), retentions(records, "noise"))
-    assert test.mean.mean == pytest.approx(plain.difference.mean, rel=1e-5)
+    for made, pair in ((test, ("aspl", "noise")), (behind, ("noise", "simac"))):
+        plain = paired_comparison(*(retentions(records, method) for method in pair))
+        assert made.mean.mean == pytest.approx(plain.difference.mean, rel=1e-5)
+        assert made.p_value == pytest.approx(2 * plain.p_value, rel=1e-5)
     assert test.mean.mean == pytest.approx(-0.3, abs=0.02)
-    assert test.p_value == pytest.approx(2 * plain.p_value, rel=1e-5)
-    best = paired_comparison(retentions(records, "noise"), retentions(records, "simac"))
-    assert behind.p_value == pytest.approx(2 * best.p_value, rel=1e-5)
     assert "against_best" not in rows["simac"].tests
     assert "against_placebo" not in rows["noise"].tests
     assert behind.p_value < 0.05 <= rows["aspl"].tests["against_best"].p_value
@@ -85,11 +85,8 @@ def test_no_method_is_ranked_on_fewer_than_ten_identities(benchmark_of):
 
 
 def test_seeds_are_averaged_before_anything_is_counted(made_up):
-    records = [
-        made_up(0.1 * i + 0.02 * seed, identity=str(i), seed=seed)
-        for i in range(4)
-        for seed in range(3)
-    ]
+    places = itertools.product(range(4), range(3))
+    records = [made_up(0.1 * i + 0.02 * k, identity=str(i), seed=k) for i, k in places]
     row = standings(records)[0]
     assert (row.score.n, row.seeds, row.identities) == (4, 3, ("0", "1", "2", "3"))
     expected = estimate([0.1 * i + 0.02 for i in range(4)])
@@ -127,12 +124,8 @@ def test_unprotected_records_serve_every_budget_with_its_identities(benchmark_of
     clean = benchmark_of({"none": 0.0}, eps=(0,), identities=5)
     identities = {record.name: record.identity for record in records + clean}
     rows = standings(records + clean)
-    assert [(row.method, row.eps) for row in rows] == [
-        ("simac", 4),
-        ("none", 4),
-        ("simac", 8),
-        ("none", 8),
-    ]
+    groups = [(row.method, row.eps) for row in rows]
+    assert groups == [("simac", 4), ("none", 4), ("simac", 8), ("none", 8)]
     assert rows[1].identities == ("0", "1", "2")
     assert "psnr" not in rows[1].scores
     assert {identities[name] for name in rows[1].records} == {"0", "1", "2"}
@@ -145,8 +138,8 @@ def test_no_value_is_nan(made_up):
     row = standings(records)[0]
     assert (row.score.low, row.score.high) == (0.5, 0.5)
     assert "ism" not in row.scores  # nobody has a value
-    values = [getattr(of, end) for of in row.scores.values() for end in ("mean", "low", "high")]
-    assert not any(math.isnan(value) for value in values if value is not None)
+    ends = [(score.mean, score.low, score.high) for score in row.scores.values()]
+    assert not any(math.isnan(value) for values in ends for value in values if value is not None)
 
 
 def test_a_record_twice_is_refused_by_name(made_up):
@@ -193,15 +186,14 @@ def test_a_variant_of_the_placebo_is_the_placebo_where_none_is_plain(made_up):
 
 
 def test_an_unprotected_victim_that_processors_made_otherwise_is_their_mean(made_up):
-    parts = ("protect", "unprotected", "protected")
-    records = [
-        made_up(name=n, attack=attack, unprotected=clean, processors=dict.fromkeys(parts, kind))
-        for n, attack, clean, kind in [
-            ("a", "noise", 0.5, "A"),
-            ("b", "aspl", 0.5, "A"),
-            ("c", "simac", 0.7, "B"),
-        ]
-    ]
+    records = []
+    for name, attack, clean, kind in map(
+        str.split, ("a noise 0.5 A", "b aspl 0.5 A", "c simac 0.7 B")
+    ):
+        kinds = dict.fromkeys(("protect", "unprotected", "protected"), kind)
+        records.append(
+            made_up(name=name, attack=attack, unprotected=float(clean), processors=kinds)
+        )
     rows = by_method(standings(records))
     assert rows["none"].score.mean == pytest.approx(0.6)
     assert rows["none"].records == ("a", "c")
