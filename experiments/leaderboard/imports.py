@@ -36,13 +36,13 @@ def imported(
         raise RecordError(f"--source {source!r}: say where the scores were published")
     _check_names(columns, settings)
     records: dict[str, Scored] = {}
-    for number, row in _rows(file, columns):
-        where = f"{file}: line {number}"
+    for line, row in _rows(file, columns):
+        where = f"{file}: line {line}"
         cells = {key: row[heading].strip() for key, heading in columns.items()}
         measured = {key: text for key, text in cells.items() if text or key not in METRICS}
         texts = {**DEFAULTS, **settings, **measured}
         values = {key: _value(text, key) for key, text in texts.items()}
-        record = _record(values, {"source": source, "file": file.name, "line": number}, where)
+        record = _record(values, {"source": source, "file": file.name, "line": line}, where)
         if record.name in records:
             raise RecordError(
                 f"{where}: method, budget, identity and seed of line "
@@ -55,21 +55,17 @@ def imported(
 
 
 def _check_names(columns: Mapping[str, str], settings: Mapping[str, str]) -> None:
-    for option, names, known in (
-        ("--columns", columns, NAMES),
-        ("--settings", settings, SETTINGS),
-    ):
-        if unknown := [name for name in names if name not in known]:
-            expected = ", ".join(known)
-            raise RecordError(f"{option} {unknown[0]}=...: unknown, expected any of {expected}")
-    if both := sorted(columns.keys() & settings.keys()):
+    unknown = [f"--columns {name}" for name in columns if name not in NAMES]
+    unknown += [f"--settings {name}" for name in settings if name not in SETTINGS]
+    if unknown:
+        expected = ", ".join(NAMES if unknown[0].startswith("--columns") else SETTINGS)
+        raise RecordError(f"{unknown[0]}=...: unknown, expected any of {expected}")
+    if both := [name for name in columns if name in settings]:
         raise RecordError(f"{both[0]} is among --columns and among --settings: name it once")
-    known = columns.keys() | settings.keys() | DEFAULTS.keys()
+    known = {*columns, *settings, *DEFAULTS}
     if missing := [name for name in (*LINE, *SETTINGS) if name not in known]:
-        raise RecordError(
-            f"{missing[0]} is missing: name its column in --columns {missing[0]}=..."
-            + (", or its value for all lines in --settings" if missing[0] in SETTINGS else "")
-        )
+        place = "--columns or, for all lines, --settings" if missing[0] in SETTINGS else "--columns"
+        raise RecordError(f"{missing[0]} is missing: name it in {place}")
 
 
 def _rows(file: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -84,11 +80,11 @@ def _rows(file: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[st
                     f"{key}, expected one; the headings are {', '.join(headings) or 'missing'}"
                 )
         for row in reader:
+            where = f"{file}: line {reader.line_num}"
             if None in row or None in row.values():
-                raise RecordError(
-                    f"{file}: line {reader.line_num}: {'more' if None in row else 'fewer'} cells "
-                    "than headings; put a comma within a cell between quotes"
-                )
+                count = "more" if None in row else "fewer"
+                advice = "put a comma within a cell between quotes"
+                raise RecordError(f"{where}: {count} cells than headings; {advice}")
             yield reader.line_num, row
 
 

@@ -85,7 +85,7 @@ def test_errors_name_file_line_and_key(table, lines, message):
         (COLUMNS | {"fid": "FID"}, SETTINGS, "them", r"--columns fid=\.\.\.: unknown"),
         (COLUMNS, SETTINGS | {"fdfr": "0"}, "them", r"--settings fdfr=\.\.\.: unknown"),
         (COLUMNS | {"fdfr": "Lost"}, SETTINGS, "them", "line 1: no columns 'Lost' for fdfr"),
-        (COLUMNS, {"dataset": "vggface2"}, "them", "customizer is missing: name its column"),
+        (COLUMNS, {"dataset": "vggface2"}, "them", "customizer is missing: name it in"),
         (COLUMNS, SETTINGS | {"seed": "one"}, "them", "line 2: seed is 'one', expected an integer"),
         (PLACE, SETTINGS, "them", "line 2: scores.protected is empty"),
         (COLUMNS | {"seed": "Eps"}, SETTINGS | {"seed": "1"}, "them", "seed is among --columns"),

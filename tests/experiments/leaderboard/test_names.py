@@ -44,5 +44,5 @@ def test_presets_that_come_to_one_method_have_a_row_each(made_up):
 
 @pytest.mark.parametrize("digests", [("ab12cd", "ab12ef"), ("ab12cd", "0034ef")])
 def test_keys_keep_their_labels_apart_or_alike(digests):
-    found = labels(((("a", 8), digest), "x") for digest in digests)
-    assert set(found.values()) == {f"x #{digest[:4]}" for digest in digests}
+    names = labels(((("a", 8), digest), "x") for digest in digests)
+    assert set(names.values()) == {f"x #{digest[:4]}" for digest in digests}

@@ -120,7 +120,7 @@ def test_a_run_whose_store_is_gone_has_no_strip(made_up, results, tmp_path):
 @pytest.mark.parametrize("remade", [True, False])
 def test_a_damaged_artifact_is_not_shown(run_of, results, remade):
     output_dir = run_of(a={})
-    for folder in list((output_dir / "store" / "gallery").glob("*/a")):
+    for folder in sorted((output_dir / "store" / "gallery").glob("*/a")):
         aside = folder.with_name("a.damaged-1")
         shutil.copytree(folder, aside)
         for file in aside.rglob("*.png"):

@@ -25,6 +25,7 @@ from experiments.setup.composing import composed, resolved
 from experiments.setup.presets import row_names
 
 DIGESTS = {"base_model": "ab", "surrogate_model": "ab", "scorer": {"sface": "cd"}}
+MEAN = {"_target_": "anticustom.ensembles.MeanImage"}
 # a node of each kind, with its class
 NODES = {
     "attack": PGD,
@@ -73,14 +74,8 @@ def test_neutral_values_are_literals_of_options_that_exist():
         ({"training_precision": "bfloat16"}, True),
         ({"transform_samples": 4}, False),
         ({"transform_samples": 4, "transforms": ["blur"]}, True),
-        ({"combination": {"_target_": "anticustom.ensembles.MeanImage"}}, False),
-        (
-            {
-                "combination": {"_target_": "anticustom.ensembles.MeanImage"},
-                "others": {"second": {"gallery": {}}},
-            },
-            True,
-        ),
+        ({"combination": MEAN}, False),
+        ({"combination": MEAN, "others": {"second": {"gallery": {}}}}, True),
         ({"draws_per_step": 1}, False),
         ({"draws_per_step": 4}, True),
         ({"purifier": {"name": "tiny_b"}}, False),  # its weights count, by their digest
@@ -133,13 +128,11 @@ def test_weights_and_versions_of_stages_decide_rows(config, digests, versions, m
 
 
 def test_files_count_by_their_contents(tmp_path):
+    keys = []
     for name, content in {"a.png": b"a picture", "b.png": b"a picture", "c.png": b"other"}.items():
         (tmp_path / name).write_bytes(content)
-    settings = {"loss": {"target": str(tmp_path / "a.png"), "wraps": False}}
-    keys = [
-        with_contents({"loss": {**settings["loss"], "target": str(tmp_path / name)}}, "0")
-        for name in ("a.png", "b.png", "c.png")
-    ]
+        loss = {"target": str(tmp_path / name), "wraps": False}
+        keys.append(with_contents({"loss": loss}, "0"))
     assert keys[0] == keys[1] != keys[2]
     assert keys[0]["loss"]["wraps"] is False
     folder = {"attack": {"root": str(tmp_path), "eps": 8}}

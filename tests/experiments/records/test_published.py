@@ -44,14 +44,13 @@ def test_records_stand_by_experiment_and_configurations_once(records, tmp_path):
 
 def test_equal_records_are_equal_bytes_and_nothing_old_is_left(records, tmp_path):
     (tmp_path / "gone.jsonl").write_text("")
-    for order in (list(records), list(reversed(records))):
-        write_folder({name: records[name] for name in order}, images_of([]), tmp_path)
-        content = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        assert "gone.jsonl" not in content
-        if order == list(records):
-            before = content
-    assert content == before
-    assert lzma.decompress(content[IMAGES]).startswith(b"record,arm,prompt,index,")
+    contents = []
+    for names in (list(records), list(reversed(records))):
+        write_folder({name: records[name] for name in names}, images_of([]), tmp_path)
+        contents.append({path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    assert contents[0] == contents[1]
+    assert "gone.jsonl" not in contents[0]
+    assert lzma.decompress(contents[0][IMAGES]).startswith(b"record,arm,prompt,index,")
 
 
 def test_a_broken_line_is_named(records, tmp_path):

@@ -1,4 +1,6 @@
+import functools
 import json
+import operator
 
 import pytest
 
@@ -40,14 +42,11 @@ def changed(record, tmp_path):
 
     def write_changed(key, *value):
         data = json.loads(as_json(record))
-        target = data
         *parents, last = key.split(".")
-        for parent in parents:
-            target = target[parent]
+        part = functools.reduce(operator.getitem, parents, data)
+        part.pop(last, None)
         if value:
-            target[last] = value[0]
-        else:
-            del target[last]
+            part[last] = value[0]
         file = tmp_path / "x.json"
         file.write_text(json.dumps(data))
         return file
