@@ -7,11 +7,11 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from anticustom.images import read_png
 from anticustom.portraits import person
-from eval.identity import reference_embedding
+from eval.gallery import Scorer
+from eval.identity import failures_as_0, similarity
 from experiments.embedded.attribute_reader import trained_reader
 from experiments.embedded.model_check import Embeddings
 from experiments.records.record import Record
@@ -41,17 +41,24 @@ def folder_of(output_dir: Path, stage: str, digest: str) -> Path:
     raise ValueError(f"{output_dir}/store/{stage} has no artifact {digest}: run the check again")
 
 
-def photos(record: Record, output_dir: Path) -> dict[str, Tensor]:
-    """Return the clean sets A, B and C of a record."""
+def folder_of_photos(record: Record, output_dir: Path) -> Path:
+    """Return the folder of a record's clean sets of photos; raise ValueError if there is none."""
     for artifact in artifacts(output_dir, "photos"):
         if artifact.manifest["inputs"] == record.digests["photos"]:
-            return {letter: pngs(artifact.path / f"set_{letter}") for letter in "ABC"}
-    raise ValueError(f"{output_dir}/store/photos lacks those of {record['identity']}: run again")
+            return artifact.path
+    raise ValueError(
+        f"{output_dir}/store/photos lacks those of {record.identity}: run the check again"
+    )
 
 
-def pngs(folder: Path) -> Tensor:
-    """Return the images (n, 3, h, w) of a folder and of its folders, in the order of names."""
-    return torch.stack([read_png(file) for file in sorted(folder.rglob("*.png"))])
+def pngs(folder: Path) -> list[Path]:
+    """Return the images in a folder and in its folders, in the order of their names."""
+    return sorted(folder.rglob("*.png"))
+
+
+def images(folder: Path) -> Tensor:
+    """Return the images (n, 3, h, w) in a folder and in its folders."""
+    return torch.stack([read_png(file) for file in pngs(folder)])
 
 
 def closeness(records: Sequence[Record], output_dir: Path) -> dict[str, list[float]]:
@@ -65,25 +72,21 @@ def closeness(records: Sequence[Record], output_dir: Path) -> dict[str, list[flo
 
     embeddings, ssim = Embeddings(), SSIM()
 
-    def ssim_to_nearest(images: Tensor, trained: Tensor) -> float:
-        return fmean(float(ssim(image.expand_as(trained), trained).max()) for image in images)
+    def ssim_to_nearest(pictures: Tensor, trained: Tensor) -> float:
+        return fmean(float(ssim(picture.expand_as(trained), trained).max()) for picture in pictures)
 
-    def cosine_to_nearest(images: Tensor, trained: Tensor) -> float:
-        faces, trained_faces = (
-            [face for face in embeddings(pictures) if face is not None]
-            for pictures in (images, trained)
-        )
-        return fmean(
-            max(float(cosine_similarity(face, other, dim=0)) for other in trained_faces)
-            for face in faces
-        )
+    def cosine_to_nearest(pictures: Tensor, trained: Tensor) -> float:
+        faces = [face for face in embeddings(pictures) if face is not None]
+        others = [face for face in embeddings(trained) if face is not None]
+        return fmean(max(similarity(face, other) for other in others) for face in faces)
 
     margins: dict[str, list[float]] = {"SSIM": [], "SFace": []}
     for record in records:
-        sets = photos(record, output_dir)
-        gallery = pngs(folder_of(output_dir, "gallery", record.digests["gallery_unprotected"]))
+        clean = folder_of_photos(record, output_dir)
+        trained, unseen = images(clean / "set_B"), images(clean / "set_C")
+        gallery = images(folder_of(output_dir, "gallery", record.digests["gallery_unprotected"]))
         for name, nearest in (("SSIM", ssim_to_nearest), ("SFace", cosine_to_nearest)):
-            margins[name].append(nearest(gallery, sets["B"]) - nearest(sets["C"], sets["B"]))
+            margins[name].append(nearest(gallery, trained) - nearest(unseen, trained))
     return margins
 
 
@@ -100,7 +103,7 @@ def followed_prompts(records: Sequence[Record], output_dir: Path) -> dict[str, l
         who = person(int(record.identity))
         wears = {"glasses": who.glasses != "none", "hat": who.hat != "none"}
         for (prompt, (attribute, value)), folder in zip(PROMPTED.items(), folders, strict=True):
-            share = fmean(row[attribute] == value for row in reader.read(pngs(folder)))
+            share = fmean(row[attribute] == value for row in reader.read(images(folder)))
             shares[prompt].append(None if wears.get(attribute) else share)
     return shares
 
@@ -111,17 +114,13 @@ def protected_similarity(records: Sequence[Record], output_dir: Path) -> list[fl
 
     A photo without a face has similarity 0.
     """
-    embeddings, shares = Embeddings(), []
+    scorer, shares = Scorer(backbone="sface", brisque=False, ser_fiq=False), []
     for record in records:
-        sets = photos(record, output_dir)
-        reference = reference_embedding([e for e in embeddings(sets["A"]) if e is not None])
-        protected = pngs(folder_of(output_dir, "protect", record.digests["protected"]))
-        similarity, clean_similarity = (
-            fmean(
-                0.0 if face is None else float(cosine_similarity(face, reference, dim=0))
-                for face in embeddings(images)
-            )
-            for images in (protected, sets["B"])
+        clean = folder_of_photos(record, output_dir)
+        protected = folder_of(output_dir, "protect", record.digests["protected"])
+        kept, whole = (
+            failures_as_0(scorer.similarity_of(pngs(folder), pngs(clean / "set_A")))
+            for folder in (protected, clean / "set_B")
         )
-        shares.append(similarity / clean_similarity)
+        shares.append(kept / whole)
     return shares

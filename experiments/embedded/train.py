@@ -2,7 +2,7 @@
 
 `python -m experiments.embedded.train` renders the training portraits and trains the autoencoder,
 then the UNet with its text encoder. It writes the model in the diffusers layout. A training that
-was stopped goes on where it was, for every stage leaves its state under --work.
+was stopped goes on where it was: its states are under --work.
 `--model tiny_b` is narrower and has other random numbers. It takes the autoencoder of `tiny`, as
 versions of Stable Diffusion share theirs.
 `torchrun --nproc-per-node 2 -m experiments.embedded.train` shares each step among processes, which
@@ -10,7 +10,6 @@ on a CPU is faster than threads.
 """
 
 import argparse
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from experiments.embedded.training_portraits import (
     names,
     training_portraits,
 )
-from experiments.embedded.training_run import Run, processes, save_whole, shuffled_batches
+from experiments.embedded.training_run import Run, processes, shuffled_batches
 
 SEEDS = {"tiny": 1, "tiny_b": 2}  # of UNet and text encoder
 NOISE = 12  # largest amplitude of the noise that the encoder learns to see through, grey levels
@@ -118,8 +117,7 @@ def train_unet(
         return_tensors="pt",
     ).input_ids
     empty, tokens = tokens[-1], tokens[:-1].view(len(captions), CAPTIONS, -1)
-    with processes().main_process_first():
-        posteriors = encode_all(work, vae, images, device)
+    posteriors = encoded(vae, images, device)
     text_encoder = architecture.new_text_encoder(tokenizer).to(device)
     unet = architecture.new_unet(model).to(device)
     both = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
@@ -169,22 +167,13 @@ def place_rare_tokens(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> 
 
 
 @torch.no_grad()
-def encode_all(work: Path, vae: AutoencoderKL, images: Tensor, device: str) -> Tensor:
-    """Return the posteriors of all images, float16 (2, n, c, h, w): mean and standard deviation.
-
-    They are kept under `work` in a file that the weights of the encoder and the images name.
-    """
-    digest = hashlib.sha256()
-    for tensor in (*vae.encoder.parameters(), images):
-        digest.update(tensor.cpu().numpy())
-    file = work / f"latents-{digest.hexdigest()[:8]}.pt"
-    if not file.exists():
-        chunks = []
-        for chunk in tqdm(images.split(64), desc="latents"):
-            posterior = vae.encode(_pixels(chunk, device)).latent_dist
-            chunks.append(torch.stack([posterior.mean, posterior.std]).half().cpu())
-        save_whole(torch.cat(chunks, dim=1), file)
-    return torch.load(file, weights_only=True)
+def encoded(vae: AutoencoderKL, images: Tensor, device: str) -> Tensor:
+    """Return the posteriors of uint8 images, float16 (2, n, c, h, w): mean, standard deviation."""
+    chunks = []
+    for chunk in tqdm(images.split(64), desc="latents"):
+        posterior = vae.encode(_pixels(chunk, device)).latent_dist
+        chunks.append(torch.stack([posterior.mean, posterior.std]).half().cpu())
+    return torch.cat(chunks, dim=1)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from statistics import median
 
 from tabulate import tabulate
 
-from eval.statistics import Estimate, estimate, paired_comparison
+from eval.statistics import Comparison, Estimate, estimate, paired_comparison
 from experiments.embedded.photocopy_check import (
     PROMPTS,
     closeness,
@@ -81,9 +81,9 @@ def run_all(identities: Sequence[int], output_dir: Path, processes: int) -> None
 
 
 class Results:
-    """The records of the check, by identity; every list is in the order of the identities.
+    """The records of the check; every list has one for each identity, in the order of identities.
 
-    Other settings, seeds and variants of the methods may lie in the same folder: they do not count.
+    Records of other settings, seeds and variants of methods may lie beside them and do not count.
     """
 
     def __init__(self, records: Iterable[Record], identities: Sequence[int]) -> None:
@@ -106,12 +106,12 @@ class Results:
     def of(
         self, attack: str, eps: float = 0, customizer: str = "dreambooth", attributes: bool = False
     ) -> list[Record]:
-        """Return the record of every identity; raises KeyError if one is missing."""
+        """Return the record of every identity; raise KeyError if one is missing."""
         return [
             self.by_key[number, attack, eps, customizer, attributes] for number in self.identities
         ]
 
-    def retention(self, attack: str, eps: float = 0, customizer: str = "dreambooth") -> list:
+    def retention(self, attack: str, eps: float = 0, customizer: str = "dreambooth") -> list[float]:
         records = self.of(attack, eps, customizer)
         return [record.scores.protected.identity_retention for record in records]
 
@@ -127,30 +127,26 @@ def aims(results: Results, output_dir: Path) -> list[list[str]]:
         figure = estimate(values)
         add(quantity, f">= {least}", figure, (figure.mean or 0) >= least)
 
+    def at_most(most: float, quantity: str, values: Sequence[float | None]) -> None:
+        figure = estimate(values)
+        add(quantity, f"<= {most}", figure, figure.mean <= most)
+
+    def test(quantity: str, aim: str, fall: Comparison, met: bool, note: str = "") -> None:
+        met = met and fall.p_value < 0.01
+        add(quantity, aim, fall.difference, met, f", p = {fall.p_value:.2g}{note}")
+
     clean = results.retention("none")
     at_least(0.6, "retention, DreamBooth", clean)
-    fdfr = estimate([r.scores.unprotected.fdfr for r in results.of("none")])
-    add("FDFR, DreamBooth", "<= 0.05", fdfr, fdfr.mean <= 0.05)
+    at_most(0.05, "FDFR, DreamBooth", [r.scores.unprotected.fdfr for r in results.of("none")])
     at_least(0.5, "retention, LoRA", results.retention("none", customizer="lora"))
     for (eps, least), attack in product(((8, 0.3), (16, 0.5)), ATTACKS):
         protected = results.retention(attack, eps)
-        fall = paired_comparison(clean, protected)
         middle = median(a - b for a, b in zip(clean, protected, strict=True))
-        add(
-            f"{attack} lowers it at eps {eps}",
-            f">= {least}",
-            fall.difference,
-            fall.difference.mean >= least and fall.p_value < 0.01,
-            f", p = {fall.p_value:.2g}, median {middle:.2f}",
-        )
+        fall = paired_comparison(clean, protected)
+        met = fall.difference.mean >= least
+        test(f"{attack} lowers it at eps {eps}", f">= {least}", fall, met, f", median {middle:.2f}")
         fall = paired_comparison(results.retention("noise", eps), protected)
-        add(
-            f"{attack} below the placebo at eps {eps}",
-            "> 0",
-            fall.difference,
-            fall.difference.mean > 0 and fall.p_value < 0.01,
-            f", p = {fall.p_value:.2g}",
-        )
+        test(f"{attack} below the placebo at eps {eps}", "> 0", fall, fall.difference.mean > 0)
     noise = paired_comparison(clean, results.retention("noise", 8)).difference
     add("noise lowers it at eps 8", "< 0.1", noise, abs(noise.mean) < 0.1)
     for attack in ATTACKS:
@@ -160,8 +156,7 @@ def aims(results: Results, output_dir: Path) -> list[list[str]]:
         quantity = f"{attack}: retention at eps 4, 8, 16"
         rows.append([quantity, "falls", figure, "yes" if falls else "no"])
     for name, margins in closeness(results.of("none"), output_dir).items():
-        margin = estimate(margins)
-        add(f"gallery nearer to set B than set C is, {name}", "<= 0", margin, margin.mean <= 0)
+        at_most(0, f"gallery nearer to set B than set C is, {name}", margins)
     followed = followed_prompts(results.of("none", attributes=True), output_dir)
     for prompt, shares in followed.items():
         at_least(0.5, f"followed: {prompt}", shares)
