@@ -64,23 +64,24 @@ def shown(page, column="method"):
 
 def test_sorting_by_any_column_both_ways(open_page):
     page = open_page()
-    heading = page.get_by_role("columnheader", name=RETENTION)
-    assert heading.get_attribute("aria-sort") == "none"
-    heading.get_by_role("button").click()
-    means = [float(text.split()[0]) for text in shown(page, RETENTION)]
-    assert heading.get_attribute("aria-sort") == "ascending"
-    assert means == sorted(means)
-    heading.get_by_role("button").click()
-    assert heading.get_attribute("aria-sort") == "descending"
-    assert [float(text.split()[0]) for text in shown(page, RETENTION)] == means[::-1]
 
-    page.get_by_role("columnheader", name="eps").get_by_role("button").click()
-    assert heading.get_attribute("aria-sort") == "none"
+    def heading(name):
+        return page.get_by_role("columnheader", name=name)
+
+    def means():
+        return [float(text.split()[0]) for text in shown(page, RETENTION)]
+
+    retention = heading(RETENTION)
+    assert retention.get_attribute("aria-sort") == "none"
+    for direction, reverse in (("ascending", False), ("descending", True)):
+        retention.get_by_role("button").click()
+        assert retention.get_attribute("aria-sort") == direction
+        assert means() == sorted(means(), reverse=reverse)
+    heading("eps").get_by_role("button").click()
+    assert retention.get_attribute("aria-sort") == "none"
     assert shown(page, "eps") == ["4"] * 6 + ["16"] * 4  # numbers, not text
-
-    rank = page.get_by_role("columnheader", name="rank").get_by_role("button")
     for _ in range(2):  # rows without a rank stay last, whichever the direction
-        rank.click()
+        heading("rank").get_by_role("button").click()
         assert all(text.startswith("- (") for text in shown(page, "rank")[-3:])
     for button in page.locator("thead button").all():
         button.click()
@@ -101,8 +102,8 @@ def test_filters_narrow_the_rows_together(open_page):
     sync_api.expect(status).to_have_text("10 of 10 rows")
     page.get_by_label("Data set").select_option("portraits")
     assert len(shown(page)) == 10
-    setting = page.get_by_label("Setting")
-    setting.select_option("base model tiny, surrogate tiny, as assumed, scored with sface")
+    title = "base model tiny, surrogate tiny, as assumed, scored with sface"
+    page.get_by_label("Setting").select_option(title)
     assert len(shown(page)) == 10
 
 
@@ -174,13 +175,13 @@ def test_nothing_is_fetched_but_pictures_of_the_repository(open_page, page_file)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_light_and_dark(open_page, scheme):
     page = open_page(color_scheme=scheme)
-    ground, ink = (
-        sum(map(int, page.evaluate(f"getComputedStyle({element}).{colour}")[4:-1].split(",")))
-        for element, colour in (
-            ("document.body", "backgroundColor"),
-            ("document.querySelector('tr.row td')", "color"),
-        )
-    )
+
+    def brightness(element, colour):
+        style = page.evaluate(f"getComputedStyle({element}).{colour}")
+        return sum(map(int, style[4:-1].split(",")))
+
+    ground = brightness("document.body", "backgroundColor")
+    ink = brightness("document.querySelector('tr.row td')", "color")
     assert (ground > 700 > 100 > ink) if scheme == "light" else (ground < 100 < 600 < ink)
 
 
