@@ -136,16 +136,16 @@ def summary(numbers: pd.DataFrame) -> pd.DataFrame:
 
 def report(numbers: pd.DataFrame, missing: Sequence[str]) -> str:
     """Return in words which numbers moved, by how much, and which records did not come again."""
-    unlike, blocks = moved(numbers), []
-    if len(unlike):
-        largest = unlike.difference.abs().fillna(0).max()
+    changes, blocks = moved(numbers), []
+    if len(changes):
+        largest = changes.difference.abs().fillna(0).max()
         blocks = [
-            _text(unlike),
+            _text(changes),
             f"largest absolute difference: {largest:.6g}",
             f"\n{_text(summary(numbers))}\n",
         ]
     blocks += [f"did not come again: {name}" for name in missing]
-    blocks.append(f"{len(numbers) - len(unlike)} of {len(numbers)} numbers are the same")
+    blocks.append(f"{len(numbers) - len(changes)} of {len(numbers)} numbers are the same")
     return "\n".join(blocks)
 
 
@@ -155,28 +155,27 @@ def _text(table: pd.DataFrame) -> str:
 
 
 def again_in(
-    folder: Path, committed: Sequence[Record], wanted: Sequence[tuple[str, int]], processes: int = 1
+    folder: Path, committed: Sequence[Record], jobs: Sequence[tuple[str, int]], processes: int = 1
 ) -> tuple[pd.DataFrame, list[str]]:
     """Run all commands, `processes` at a time, and compare their records with the committed ones.
 
     The commands of each number of threads have a folder of their own.
     """
-    places = {threads: folder / f"threads-{threads}" for _, threads in wanted}
+    places = {threads: folder / f"threads-{threads}" for _, threads in jobs}
     runs = [
         Command(arguments_of(command, places[threads]), threads, folder / f"logs/reproduce-{k}.txt")
-        for k, (command, threads) in enumerate(wanted, 1)
+        for k, (command, threads) in enumerate(jobs, 1)
     ]
-    succeeded = outcomes(runs, processes)
-    for k, ((command, _), run, fine) in enumerate(zip(wanted, runs, succeeded, strict=True), 1):
-        failed = "" if fine else f"\n  failed: see {run.log}"
-        print(f"{k} of {len(wanted)}: {command}{failed}", flush=True)
+    for k, is_success in enumerate(outcomes(runs, processes)):
+        failure = "" if is_success else f"\n  failed: see {runs[k].log}"
+        print(f"{k + 1} of {len(jobs)}: {jobs[k][0]}{failure}", flush=True)
     tables, missing, made = [], [], []
     for threads, place in places.items():
         again = list(read_all(sorted((place / "records").glob("*.json"))).values())
         before = [record for record in committed if threads_of(record) == threads]
-        numbers, lacking = compared(before, again)
+        numbers, names = compared(before, again)
         tables.append(numbers)
-        missing += lacking
+        missing += names
         made += again
     print(f"committed records: made by {processors_of(committed)}")
     print(f"again: made by {processors_of(made)}")
@@ -195,16 +194,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         records = read_all(files_of([options.records])).values()
         committed = [record for record in records if isinstance(record, Record)]
-        wanted = commands(committed)
-        if not wanted:
+        jobs = commands(committed)
+        if not jobs:
             raise RecordError(
                 f"--records {options.records}: no record there that a run made; name a folder of "
                 "such records"
             )
         seconds = [value for record in committed for _, value in record.seconds if value]
         hours = f"{sum(seconds) / 3600:.0f} core hours"
-        print(f"{len(wanted)} commands of about {hours}, as the records took")
-        numbers, missing = again_in(folder, committed, wanted, options.processes)
+        print(f"{len(jobs)} commands of about {hours}, as the records took")
+        numbers, missing = again_in(folder, committed, jobs, options.processes)
     except (RecordError, OSError) as error:
         sys.exit(f"error: {error}")
     print(report(numbers, missing))

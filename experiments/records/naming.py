@@ -116,11 +116,11 @@ def differences(parts: Mapping, usual: Mapping, settings: Mapping) -> str:
     """
     flat, flat_usual = dict(_flat(parts)), dict(_flat(usual))
     values = dict(_flat(settings)) | flat
-    keys = sorted(flat.keys() | flat_usual.keys())
-    unlike = [key for key in keys if flat.get(key) != flat_usual.get(key)]
-    objects = [key.removesuffix("_target_") for key in unlike if key.endswith("._target_")]
+    names = sorted(flat.keys() | flat_usual.keys())
+    keys = [key for key in names if flat.get(key) != flat_usual.get(key)]
+    objects = [key.removesuffix("_target_") for key in keys if key.endswith("._target_")]
     words = []
-    for key in unlike:
+    for key in keys:
         owner = key.removesuffix("._target_")
         if owner != key or not any(key.startswith(prefix) for prefix in objects):
             words.append(f"{owner}={_short(values.get(key, 'none'))}")
