@@ -38,19 +38,6 @@ def test_released_presets_differ_in_the_named_options_only(attack, further):
     }
 
 
-def test_the_papers_victim():
-    """Both papers' scripts train DreamBooth with prior preservation."""
-    customizer = composed("surrogate_model=sd21").customizer
-    training = customizer.training
-    assert (customizer.steps, training.learning_rate, training.batch_size) == (1000, 5e-7, 2)
-    assert (training.prior_weight, training.gradient_clip) == (1.0, 1.0)
-
-
-def test_the_released_ensemble_of_fsmg_makes_60_times_12_steps():
-    attack = composed("attack=e_fsmg_released").attack
-    assert (attack.surrogate_schedule.iterations, attack.steps) == (60, 12)
-
-
 def test_the_papers_numbers():
     """They are those of Anti-DreamBooth's and SimAC's scripts, with eps in grey levels."""
     config = composed("attack=simac", "surrogate_model=sd21")
@@ -97,6 +84,12 @@ def test_the_papers_numbers():
     assert (fsmg.steps, schedule.iterations, schedule.training_steps) == (100, 1, 1000)
     assert (schedule.training.learning_rate, schedule.training.batch_size) == (5e-7, 2)
     assert composed("attack=noise").attack.eps == 8
+    ensemble = composed("attack=e_fsmg_released").attack
+    assert (ensemble.surrogate_schedule.iterations, ensemble.steps) == (60, 12)
+    victim = composed("surrogate_model=sd21").customizer  # DreamBooth, as both papers train it
+    training = victim.training
+    assert (victim.steps, training.learning_rate, training.batch_size) == (1000, 5e-7, 2)
+    assert (training.prior_weight, training.gradient_clip) == (1.0, 1.0)
     for model in ("sd14", "sd15", "sd21"):
         node = composed(f"surrogate_model={model}").surrogate_model
         assert node.gallery.images_per_prompt == 30

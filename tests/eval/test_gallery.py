@@ -109,25 +109,24 @@ def test_metrics_that_are_switched_off_are_missing(photos):
     assert set(summarize(rows)) == {"ism", "ism_failures_as_0", "fdfr", "prompts"}
 
 
-def test_a_reference_without_a_face_is_refused(scorer, wall):
-    with pytest.raises(ValueError, match=r"no face found in any of the 1 reference .*wall\.png"):
-        scorer({"p": [wall]}, [wall])
-
-
-def test_an_empty_gallery_is_refused(scorer, wall):
-    with pytest.raises(ValueError, match=r"no images for \['p'\]"):
-        scorer({"p": []}, [wall])
-    with pytest.raises(ValueError, match="no images for any prompt"):
-        scorer({}, [wall])
+def test_a_reference_without_a_face_and_an_empty_gallery_are_refused(scorer, wall):
+    for gallery, message in [
+        ({"p": [wall]}, r"no face found in any of the 1 reference .*wall\.png"),
+        ({"p": []}, r"no images for \['p'\]"),
+        ({}, "no images for any prompt"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            scorer(gallery, [wall])
 
 
 def test_bad_settings_are_refused_at_once():
-    with pytest.raises(ValueError, match="backbone=arcface"):
-        Scorer(backbone="arcface")
-    with pytest.raises(ValueError, match="pyiqa has no metric"):
-        Scorer(pyiqa=["brisk"])
-    with pytest.raises(ValueError, match="brisque is measured already"):
-        Scorer(pyiqa=["entropy", "brisque"])
+    for settings, message in [
+        ({"backbone": "arcface"}, "backbone=arcface"),
+        ({"pyiqa": ["brisk"]}, "pyiqa has no metric"),
+        ({"pyiqa": ["entropy", "brisque"]}, "brisque is measured already"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Scorer(**settings)
 
 
 def test_metrics_of_full_reference_are_for_the_protected_photos(wall):

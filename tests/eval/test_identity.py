@@ -30,12 +30,8 @@ def test_failures():
     assert over_detected(scores) == pytest.approx(0.6)
     assert failures_as_0(scores) == pytest.approx(0.3)
     assert fdfr(scores) == 0.5
-
-
-def test_no_face_at_all():
-    assert over_detected([None, None]) is None
-    assert failures_as_0([None, None]) == 0
-    assert fdfr([None, None]) == 1
+    no_faces = [None, None]
+    assert (over_detected(no_faces), failures_as_0(no_faces), fdfr(no_faces)) == (None, 0, 1)
 
 
 def test_identity_retention():
