@@ -6,64 +6,68 @@ counts the operations of each attack in them, and writes figure.png and numbers.
 """
 
 import argparse
-import sys
 import textwrap
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
+from anticustom.progress import Progress
 from eval.statistics import estimate, paired_comparison
-from experiments.analyses.subjects import write
+from experiments.analyses.subjects import base_parser, run
 from experiments.benchmarks.phases import Bench, whole
 from experiments.benchmarks.speed import counted
 from experiments.records.files import files_of
 from experiments.records.published import read_all
 from experiments.records.record import OWN, Record, Scored
 from experiments.setup.building import build_group
-from experiments.terminal import quiet_libraries, say
+from experiments.terminal import say
 
-Fall = dict[str, float]  # of retention, by identity
+# the setting of the records, which arguments change
+SETTING = {
+    "customizer": "dreambooth",
+    "countermeasure": "none",
+    "adversary": "as_assumed",
+    "clean_photos": 0,
+}
 
 
 def chosen(
-    records: Iterable[Scored], eps: float, wanted: Mapping[str, object]
+    records: Iterable[Scored], eps: float, entries: Mapping[str, object]
 ) -> dict[str, list[Scored]]:
-    """Return the records of each method at a budget, in this project's own setting with the entries
-    `wanted`; raises ValueError unless there is exactly one such setting.
+    """Return the records of each method at a budget, in this project's own setting with `entries`.
+
+    Raises ValueError unless there is exactly one such setting.
     """
-    methods, settings = defaultdict(list), set()
+    wanted = {"source": OWN, "eps": eps, **entries}
+    methods, settings = {}, set()
     for record in records:
-        entries = {key: getattr(record, key) for key in ("source", "eps", *wanted)}
-        if entries == {"source": OWN, "eps": eps, **wanted}:
-            methods[record.method].append(record)
+        if all(getattr(record, key) == value for key, value in wanted.items()):
+            methods.setdefault(record.method, []).append(record)
             names = (record.dataset, record.customizer, record.base_model, record.countermeasure)
-            settings.add(
-                (", ".join((*names, record.adversary, record.details)), record.row.setting)
-            )
+            title = ", ".join((*names, record.adversary, record.details))
+            settings.add((title, record.row.setting))
     if len(settings) != 1:
         titles = "; ".join(sorted(title for title, _ in settings)) or "none"
-        entries = ", ".join(f"{key}={value}" for key, value in wanted.items())
-        raise ValueError(
-            f"eps {eps:g}, {entries}: expected records of one setting, not of {titles}"
-        )
-    return dict(methods)
+        text = ", ".join(f"{key}={value}" for key, value in entries.items())
+        raise ValueError(f"eps {eps:g}, {text}: expected records of one setting, not of {titles}")
+    return methods
 
 
-def falls(records: Sequence[Scored]) -> Fall:
+def falls(records: Sequence[Scored]) -> pd.Series:
     """Return how far identity retention falls, for each identity; seeds are averaged."""
-    values = defaultdict(list)
-    for record in records:
-        before = record.scores.unprotected.identity_retention
-        after = record.scores.protected.identity_retention
-        if before is not None and after is not None:
-            values[record.identity].append(before - after)
-    return {identity: fmean(numbers) for identity, numbers in values.items()}
+    retention = pd.DataFrame(
+        {
+            "identity": [record.identity for record in records],
+            "before": [record.scores.unprotected.identity_retention for record in records],
+            "after": [record.scores.protected.identity_retention for record in records],
+        }
+    ).astype({"before": float, "after": float})
+    fall = retention.before - retention.after
+    return fall.groupby(retention.identity, sort=False).mean().dropna()
 
 
 def operations(record: Record) -> int:
@@ -72,42 +76,38 @@ def operations(record: Record) -> int:
     if not attack.needs_surrogate:
         return 0
     schedule, photos = attack.surrogate_schedule, record.photos
-    others = [node["name"] for node in settings.get("others", {}).values()]
-    purifier = [settings["purifier"]["name"]] if "purifier" in settings else []
+    models = [{"name": record.surrogate_model}, *settings.get("others", {}).values()]
+    purifiers = [settings["purifier"]] if "purifier" in settings else []
 
-    def of(iterations: int) -> int:
-        own = replace(attack, surrogate_schedule=replace(schedule, iterations=iterations))
-        names = [record.surrogate_model, *others]
-        bench, *further = [Bench(name, "cpu", photos) for name in names]
-        call, _ = whole(bench, own, further, *[Bench(name, "cpu", photos) for name in purifier])
-        return counted(call)
+    def counted_with(iterations: int) -> int:
+        short = replace(attack, surrogate_schedule=replace(schedule, iterations=iterations))
+        bench, *others = [Bench(model["name"], "cpu", photos) for model in models]
+        benches = [Bench(model["name"], "cpu", photos) for model in purifiers]
+        return counted(whole(bench, short, others, *benches)[0])
 
     # all iterations but the first, before which there may be more to do, cost the same
-    once = of(1)
-    more = schedule.iterations - 1
-    return once + more * (of(2) - once) if more else once
+    first, more = counted_with(1), schedule.iterations - 1
+    return first + more * (counted_with(2) - first) if more else first
 
 
 def table(methods: Mapping[str, Sequence[Scored]], reference: str) -> pd.DataFrame:
-    """Return a row for each method, the cheapest first; paired with `reference` over the identities
+    """Return a row for each method, the cheapest first, paired with `reference` over the identities
     that both have.
     """
     if reference not in methods:
         raise ValueError(f"--reference {reference}: expected one of {', '.join(sorted(methods))}")
-    falling, rows = {method: falls(of_it) for method, of_it in methods.items()}, []
-    for method, own in falling.items():
+    reference_fall, rows = falls(methods[reference]), []
+    for method, records in methods.items():
         say(f"counting {method} ...")
-        both = sorted(set(own) & set(falling[reference]))
-        test = paired_comparison(
-            [own[identity] for identity in both],
-            [falling[reference][identity] for identity in both],
-        )
-        mean = estimate(list(own.values()))
+        fall = falls(records)
+        common = sorted(set(fall.index) & set(reference_fall.index))
+        test = paired_comparison(fall[common].tolist(), reference_fall[common].tolist())
+        mean = estimate(fall.tolist())
         rows.append(
             {
                 "method": method,
-                "tflop": operations(methods[method][0]) / 1e12,
-                "identities": len(own),
+                "tflop": operations(records[0]) / 1e12,
+                "identities": len(fall),
                 "retention_falls_by": mean.mean,
                 "low": mean.low,
                 "high": mean.high,
@@ -121,7 +121,7 @@ def table(methods: Mapping[str, Sequence[Scored]], reference: str) -> pd.DataFra
 
 
 def draw(numbers: pd.DataFrame, eps: float, reference: str) -> Figure:
-    """Paired differences, for means over different people cannot be compared."""
+    """Draw paired differences: means over different people cannot be compared."""
     shown = numbers[(numbers.tflop > 0) & numbers.more_low.notna()]
     figure = Figure(figsize=(8, 4.5 + 0.2 * len(shown)), layout="constrained")
     axes = figure.subplots()
@@ -142,33 +142,23 @@ def draw(numbers: pd.DataFrame, eps: float, reference: str) -> Figure:
     return figure
 
 
+def analyse(settings: argparse.Namespace, progress: Progress) -> tuple[pd.DataFrame, Figure]:
+    records = read_all(files_of(settings.records)).values()
+    entries = {key: getattr(settings, key) for key in SETTING}
+    numbers = table(chosen(records, settings.eps, entries), settings.reference)
+    print(tabulate(numbers, "keys", showindex=False, floatfmt=".3g"))
+    return numbers, draw(numbers, settings.eps, settings.reference)
+
+
 def main(words: Sequence[str] | None = None) -> None:
-    quiet_libraries()
-    parser = argparse.ArgumentParser(
-        "python -m experiments.analyses.cost", description=__doc__.splitlines()[0]
-    )
+    parser = base_parser("cost", __doc__)
     parser.add_argument("records", type=Path, nargs="*", default=[Path("outputs")])
     parser.add_argument("--eps", type=float, default=8)
-    own = {"customizer": "dreambooth", "countermeasure": "none", "adversary": "as_assumed"}
-    own["clean_photos"] = 0
-    for key, default in own.items():
+    for key, default in SETTING.items():
         parser.add_argument(f"--{key.replace('_', '-')}", default=default, type=type(default))
-    parser.add_argument(
-        "--reference", default="simac", help="the method that others are paired with"
-    )
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/analyses/cost"))
-    settings = parser.parse_args(words)
-    try:
-        records = read_all(files_of(settings.records)).values()
-        wanted = {key: getattr(settings, key) for key in own}
-        numbers = table(chosen(records, settings.eps, wanted), settings.reference)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    settings.output_dir.mkdir(parents=True, exist_ok=True)
-    paths = write(settings.output_dir, numbers, draw(numbers, settings.eps, settings.reference))
-    print(tabulate(numbers, "keys", showindex=False, floatfmt=".3g"))
-    for path in paths:
-        print(path)
+    reference = "the method that others are paired with"
+    parser.add_argument("--reference", default="simac", help=reference)
+    run(parser, analyse, words)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 of its photos on random numbers that are the same for all attacks and steps.
 
 `python -m experiments.analyses.losses` writes figure.png and numbers.csv. All attacks take the same
-number of steps on the same photos; the second loss is of the surrogate as it was loaded.
+number of steps on the same photos. The second loss is that of the surrogate as it was loaded.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from anticustom.diffusion import LatentDiffusion
-from anticustom.draws import Draws, draw_batches
+from anticustom.draws import Draws
 from anticustom.identities import PhotoSet
 from anticustom.losses import denoising
 from anticustom.progress import Progress
-from experiments.analyses.subjects import Subject, arguments, attacked, run, said
+from experiments.analyses.subjects import attacked, draws_at, read_subject, run, subject_parser
 from experiments.setup.composing import composed
 
-METHODS = ["advdm", "fsmg", "aspl", "simac", "t_fsmg", "t_aspl", "e_fsmg", "e_aspl"]
+PAPERS = ["advdm", "fsmg", "aspl", "simac", "t_fsmg", "t_aspl", "e_fsmg", "e_aspl"]
 TIMESTEPS = [10, 50, *range(100, 1000, 100)]
 PLACEBO = "noise"
 LINEAR_BELOW = 0.01  # losses
@@ -30,48 +30,50 @@ LINEAR_BELOW = 0.01  # losses
 
 @dataclass
 class Trace:
-    """Keeps what an attack shows while it runs: as its progress the loss of every perturbation
-    step, as its checkpoint the photos after every iteration of `steps`, by their number of steps.
+    """Observer of an attack, as its progress and its checkpoint.
+
+    `step_losses` are the losses of its perturbation steps, of several surrogates one after the
+    other. `photos` are those after every iteration of `steps`, by the number of steps taken.
     """
 
     progress: Progress
     steps: int
-    shown: list[float] = field(default_factory=list)
+    step_losses: list[float] = field(default_factory=list)
     photos: dict[int, Tensor] = field(default_factory=dict)
 
     def __call__(self, what: str, done: int, total: int, loss: Tensor | None = None) -> None:
         self.progress(what, done, total, loss)
         if what == "perturbation":
-            self.shown.append(float(loss))
+            self.step_losses.append(float(loss))
 
     def load(self) -> None:
         return None
 
     def due(self) -> bool:
-        return bool(self.shown)  # not in a training before the attack
+        return bool(self.step_losses)  # not in a training before the attack
 
     def save(self, tensors: dict[str, Tensor], facts: dict) -> None:
         self.photos[facts["iteration"] * self.steps] = tensors["protected"].cpu()
 
     @property
     def losses(self) -> list[float]:
-        """The loss of every step; of surrogates that climb one after the other, their mean."""
-        shown = torch.tensor(self.shown).view(len(self.photos), -1, self.steps)
-        return shown.mean(1).flatten().tolist()
+        """The loss of every step, the mean over surrogates that climb one after the other."""
+        losses = torch.tensor(self.step_losses).view(len(self.photos), -1, self.steps)
+        return losses.mean(1).flatten().tolist()
 
 
 def same_steps(method: str, iterations: int, steps: int, fit_steps: int | None) -> list[str]:
-    """Return the overrides that give `method` so many iterations of so many steps.
+    """Return the overrides that give `method` a number of iterations of `steps` steps.
 
-    One that takes all its steps in one iteration takes the same in several: between them its
-    surrogate stands still.
+    A method that takes all its steps in one iteration takes the same steps in several: its
+    surrogate stands still between them.
     """
     schedule = "attack.surrogate_schedule"
     words = [f"attack={method}", f"attack.steps={steps}", f"++{schedule}.iterations={iterations}"]
-    moved_by = composed(f"attack={method}").attack.get("surrogate_schedule", {}).get("_target_")
-    if moved_by is None:
+    settings = composed(f"attack={method}").attack.get("surrogate_schedule")
+    if settings is None:
         raise ValueError(f"--methods {method}: expected attacks that climb a surrogate's loss")
-    if moved_by.endswith(".FittedFirst") and fit_steps is not None:
+    if settings["_target_"].endswith(".FittedFirst") and fit_steps is not None:
         words.append(f"{schedule}.training_steps={fit_steps}")
     return words
 
@@ -79,122 +81,105 @@ def same_steps(method: str, iterations: int, steps: int, fit_steps: int | None) 
 @torch.no_grad()
 def fixed_loss(
     model: LatentDiffusion,
-    names: Sequence[str],
-    images: Tensor,
-    prompt: str,
-    draws: Draws,
-    timesteps: Sequence[int],
-) -> list[float]:
-    """Return the denoising loss at each of `timesteps`, the mean over images, with noise that
-    depends on the timestep and the image's name alone.
-    """
-    posterior, embeddings = (
-        model.posterior(images.to(model.device)),
-        model.text_embeddings([prompt]),
-    )
-    losses = []
-    for timestep in timesteps:
-        allowed = [torch.tensor([timestep])] * len(names)
-        (draw,) = draw_batches(draws, f"analyse losses {timestep}", names, 1, allowed)
-        draw = draw.to(model.device)
-        latents = model.latents(posterior, draw.posterior)
-        losses.append(float(denoising(model, latents, draw, embeddings).mean()))
-    return losses
-
-
-def trace_table(
-    method: str,
-    ascended: Sequence[float],
-    images: Mapping[int, Tensor],
-    model: LatentDiffusion,
     photos: PhotoSet,
     prompt: str,
     draws: Draws,
-    timesteps: Sequence[int],
+    timesteps: Sequence[int] = TIMESTEPS,
 ) -> pd.DataFrame:
-    """Return a row for each step's ascended loss (before the step), and for each timestep of the
-    fixed loss after so many steps.
+    """Return the denoising `loss` at each `timestep`, the mean over photos.
+
+    The noise depends on the timestep and the photo's name alone.
     """
-    rows = [
-        {"method": method, "quantity": "ascended", "step": step, "loss": loss}
-        for step, loss in enumerate(ascended)
-    ]
-    for step, protected in images.items():
-        losses = fixed_loss(model, photos.names, protected, prompt, draws, timesteps)
-        rows += [
-            {"method": method, "quantity": "fixed", "step": step, "timestep": t, "loss": loss}
-            for t, loss in zip(timesteps, losses, strict=True)
-        ]
-    return pd.DataFrame(rows)
+    posterior = model.posterior(photos.images.to(model.device))
+    embeddings, losses = model.text_embeddings([prompt]), []
+    for timestep in timesteps:
+        (draw,) = draws_at(draws, f"analyse losses {timestep}", photos.names, 1, timestep)
+        draw = draw.to(model.device)
+        latents = model.latents(posterior, draw.posterior)
+        losses.append(float(denoising(model, latents, draw, embeddings).mean()))
+    return pd.DataFrame({"timestep": timesteps, "loss": losses})
 
 
-def analyse(
-    subject: Subject, settings: argparse.Namespace, progress: Progress
-) -> tuple[pd.DataFrame, Figure]:
+def analyse(settings: argparse.Namespace, progress: Progress) -> tuple[pd.DataFrame, Figure]:
     counts = (settings.iterations, settings.steps, settings.fit_steps)
     attacks = {method: same_steps(method, *counts) for method in settings.methods}
-    model = subject.network()
-    at = (model, subject.photos, subject.prompt, subject.draws(model), TIMESTEPS)
-    noisy = attacked(subject, [f"attack={PLACEBO}"], progress=progress)
-    tables = [trace_table(PLACEBO, [], {0: noisy}, *at)]
+    subject = read_subject(settings)
+    model, photos = subject.network(), subject.photos
+    draws = subject.draws(model)
+
+    def fixed(method: str, step: int, images: Tensor) -> pd.DataFrame:
+        table = fixed_loss(model, PhotoSet(photos.names, images), subject.prompt, draws)
+        return table.assign(method=method, quantity="fixed", step=step)
+
+    tables = [fixed(PLACEBO, 0, attacked(subject, f"attack={PLACEBO}", progress=progress))]
     for method, words in attacks.items():
         trace = Trace(progress, settings.steps)
-        attacked(subject, words, progress=trace, checkpoint=trace)
-        images = {0: subject.photos.images, **trace.photos}
-        tables.append(trace_table(method, trace.losses, images, *at))
+        attacked(subject, *words, progress=trace, checkpoint=trace)
+        ascended = pd.DataFrame({"loss": trace.losses}).rename_axis("step").reset_index()
+        tables.append(ascended.assign(method=method, quantity="ascended"))
+        images = {0: photos.images, **trace.photos}
+        tables += [fixed(method, step, protected) for step, protected in images.items()]
     table = pd.concat(tables)[["method", "quantity", "step", "timestep", "loss"]]
     table = table.astype({"timestep": "Int64"})
-    return table, draw_figure(table, settings.methods, settings.steps, said(subject))
+    return table, draw_figure(table, settings.methods, settings.steps, subject.caption)
 
 
-def draw_figure(table: pd.DataFrame, methods: Sequence[str], window: int, subject: str) -> Figure:
+def draw_figure(table: pd.DataFrame, methods: Sequence[str], window: int, caption: str) -> Figure:
     """Draw the ascended loss with its running mean over two iterations of `window` steps, the fixed
-    loss by step, and by timestep that after the last step.
+    loss by step, and the fixed loss after the last step by timestep.
     """
     figure = Figure(figsize=(16, 5.5), layout="constrained")
-    figure.suptitle(f"Losses of attacks ({subject})")
-    climbed, fixed, by_timestep = figure.subplots(1, 3)
-    ascended = table[table.quantity == "ascended"]
-    on_fixed = table[table.quantity == "fixed"]
-    start = on_fixed[(on_fixed.method == methods[0]) & (on_fixed.step == 0)]
-    clean = start.set_index("timestep").loss
+    figure.suptitle(f"Losses of attacks ({caption})")
+    climbed, by_step, by_timestep = axes = figure.subplots(1, 3)
+    ascended, fixed = (table[table.quantity == name] for name in ("ascended", "fixed"))
+
+    def losses_by_timestep(method: str, step: int) -> pd.Series:
+        rows = fixed[(fixed.method == method) & (fixed.step == step)]
+        return rows.set_index("timestep").loss
+
+    clean = losses_by_timestep(methods[0], 0)
     for number, method in enumerate(methods):
         # the first are the thickest, so that they show beneath others that follow them closely
         style = {"color": f"C{number}", "label": method, "linewidth": max(1, 4.5 - number)}
-        own = ascended[ascended.method == method]
-        climbed.plot(own.step, own.loss, ".", markersize=3, color=style["color"], alpha=0.4)
-        smooth = own.loss.rolling(2 * window, center=True, min_periods=window).mean()
-        climbed.plot(own.step, smooth, **style)
-        mine = on_fixed[on_fixed.method == method]
-        fixed.plot(mine.groupby("step").loss.mean(), **style)
-        last = mine[mine.step == mine.step.max()].set_index("timestep").loss
+        climb = ascended[ascended.method == method].set_index("step").loss
+        climbed.plot(climb, ".", markersize=3, color=style["color"], alpha=0.4)
+        climbed.plot(climb.rolling(2 * window, center=True, min_periods=window).mean(), **style)
+        means = fixed[fixed.method == method].groupby("step").loss.mean()
+        by_step.plot(means, **style)
+        last = losses_by_timestep(method, means.index[-1])
         by_timestep.plot(last / clean, marker="o", markersize=3, **style)
-    placebo = on_fixed[on_fixed.method == PLACEBO].set_index("timestep").loss
+    placebo = losses_by_timestep(PLACEBO, 0)
     style = {"color": "grey", "linestyle": ":", "label": f"{PLACEBO}, the placebo"}
-    fixed.axhline(placebo.mean(), **style)
+    by_step.axhline(placebo.mean(), **style)
     by_timestep.plot(placebo / clean, **style)
+    climbed.set(
+        title="What the attack ascends, on its own surrogate",
+        xlabel="perturbation step",
+        ylabel=f"loss, mean over photos; line: over {2 * window} steps",
+    )
     # logarithmic, but where the losses of targeted attacks fall below 0
     climbed.set_yscale("symlog", linthresh=LINEAR_BELOW)
-    fixed.set_ylim(0)
-    titles = {
-        climbed: ("What the attack ascends, on its own surrogate", "perturbation step"),
-        fixed: ("Fixed random numbers, the surrogate as loaded", "perturbation step"),
-        by_timestep: ("The same after the last step", "timestep"),
-    }
-    for axis, (title, x) in titles.items():
-        axis.set_title(title)
-        axis.set_xlabel(x)
+    by_step.set(
+        title="Fixed random numbers, the surrogate as loaded",
+        xlabel="perturbation step",
+        ylabel="denoising loss, mean over photos and timesteps",
+    )
+    by_step.set_ylim(0)
+    by_timestep.set(
+        title="The same after the last step",
+        xlabel="timestep",
+        ylabel="denoising loss / that of the clean photos",
+    )
+    for axis in axes:
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    climbed.set_ylabel(f"loss, mean over photos; line: over {2 * window} steps")
-    fixed.set_ylabel("denoising loss, mean over photos and timesteps")
-    by_timestep.set_ylabel("denoising loss / that of the clean photos")
     return figure
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = arguments("losses", __doc__.split("\n\n")[0])
-    parser.add_argument("--methods", nargs="+", default=METHODS, help="attacks with a surrogate")
+    parser = subject_parser("losses", __doc__)
+    methods = "attacks with a surrogate; by default those of Anti-DreamBooth's and SimAC's papers"
+    parser.add_argument("--methods", nargs="+", default=PAPERS, help=methods)
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--steps", type=int, default=6, help="in each iteration")
     fit = "training steps of a surrogate that is fitted first, as FSMG's; its own number is many"

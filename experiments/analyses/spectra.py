@@ -1,8 +1,8 @@
-"""Spectra of square fields: images, latents, features. Frequencies are in cycles per side; the
-highest along an axis, Nyquist's, is half the number of samples.
+"""Spectra of square fields: images, latents, features.
 
-The transform is orthonormal, so that white noise of variance 1 has power 1 at every frequency. No
-window is applied: what does not meet across opposite borders leaks into high frequencies.
+Frequencies are in cycles per side. The highest along an axis, Nyquist's, is half the number of
+samples. The transform is orthonormal, so that white noise of variance 1 has power 1 at every
+frequency. No window is applied: a step across opposite borders leaks into high frequencies.
 """
 
 import torch
@@ -15,7 +15,7 @@ def power(fields: Tensor) -> Tensor:
 
 
 def radii(size: int) -> Tensor:
-    """Return the frequency of each coefficient of `power` in cycles per side, (size, size)."""
+    """Return the frequency of each coefficient of `power`, (size, size)."""
     axis = torch.fft.fftfreq(size, d=1 / size)
     return torch.hypot(axis[:, None], axis[None, :])
 
@@ -23,46 +23,36 @@ def radii(size: int) -> Tensor:
 def radial_power(fields: Tensor) -> Tensor:
     """Return the mean power at 0, 1, ..., n/2 cycles per side: (..., n/2 + 1) of (..., n, n).
 
-    A frequency stands for the ring of those that round to it; the corners beyond Nyquist's are
-    left out.
+    A frequency stands for the ring of those that round to it. The corners beyond Nyquist's
+    frequency are left out.
     """
-    size = fields.shape[-1]
+    size, spectrum = fields.shape[-1], power(fields)
     ring = radii(size).round().to(fields.device)
-    spectrum = power(fields)
     return torch.stack([spectrum[..., ring == k].mean(-1) for k in range(size // 2 + 1)], -1)
 
 
 def high_frequency_share(fields: Tensor) -> Tensor:
-    """Return which share of the energy of fields (n, c, s, s) lies above half of Nyquist's
-    frequency, (n,).
+    """Return the energy share of fields (n, c, s, s) above half of Nyquist's frequency, (n,).
 
-    Energy is summed over channels; the channels' means are no part of it. Of a field with 2 samples
-    a side everything else lies above.
+    Energy is summed over channels, without the channels' means. With 2 samples a side all of it
+    lies above.
     """
-    return _share(power(fields), fields.shape[-1])
+    return _weighted_mean(power(fields), radii(fields.shape[-1]) > fields.shape[-1] / 4)
 
 
 def white_noise_share(size: int) -> float:
     """Return the expected `high_frequency_share` of white noise with `size` samples a side."""
-    return float(_share(torch.ones(1, 1, size, size), size))
+    return float(_weighted_mean(torch.ones(1, 1, size, size), radii(size) > size / 4))
 
 
 def mean_frequency(fields: Tensor) -> Tensor:
-    """Return the frequency of fields (n, c, s, s), averaged by energy without the channels' means,
-    in cycles per side, (n,).
-    """
-    spectrum = _without_means(power(fields))
-    weighted = (spectrum * radii(fields.shape[-1]).to(spectrum)).flatten(1).sum(1)
-    return weighted / spectrum.flatten(1).sum(1)
+    """Return the mean frequency of fields (n, c, s, s), weighted by energy without means, (n,)."""
+    return _weighted_mean(power(fields), radii(fields.shape[-1]))
 
 
-def _share(spectrum: Tensor, size: int) -> Tensor:
-    spectrum = _without_means(spectrum)
-    above = spectrum[..., radii(size) > size / 4].flatten(1).sum(1)
-    return above / spectrum.flatten(1).sum(1)
-
-
-def _without_means(spectrum: Tensor) -> Tensor:
+def _weighted_mean(spectrum: Tensor, values: Tensor) -> Tensor:
+    """Return the mean of `values` (s, s) by the energy of a spectrum (n, c, s, s), (n,)."""
     spectrum = spectrum.clone()
-    spectrum[..., 0, 0] = 0
-    return spectrum
+    spectrum[..., 0, 0] = 0  # the channels' means
+    weighted = (spectrum * values.to(spectrum)).flatten(1).sum(1)
+    return weighted / spectrum.flatten(1).sum(1)

@@ -1,4 +1,4 @@
-"""What the analyses share: the surrogate and the photos they look at, and their command line."""
+"""The surrogate and the photos that an analysis looks at, and the command line of all analyses."""
 
 import argparse
 import io
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from torch import OutOfMemoryError, Tensor
+from torch import Tensor
 
 from anticustom.diffusion import LatentDiffusion
-from anticustom.draws import SeededDraws
+from anticustom.draws import Draw, Draws, SeededDraws, draw_batches
 from anticustom.identities import Identity, PhotoSet
 from anticustom.images import quantize_within
 from anticustom.model_files import image_size
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-FEW = "class_images.count=8"  # what a short analysis trains surrogates on
+FEW = "class_images.count=8"  # enough for the surrogates of a short analysis
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A surrogate model and one person's photos, as a composed configuration names them.
+    """A surrogate model and the photos of one person, as a composed configuration names them.
 
-    `photos` is what of set B is looked at, `reference` the clean set A, `words` are overrides of
-    the configuration.
+    `words` are overrides of the configuration. `photos` are the first of the person's set B,
+    `reference` is the clean set A.
     """
 
     words: tuple[str, ...]
@@ -54,51 +55,48 @@ class Subject:
     def prompt(self) -> str:
         return self.config.prompts.instance
 
+    @property
+    def caption(self) -> str:
+        """The model, the photos and the seed, as the title of a figure says them."""
+        count = len(self.photos.names)
+        photos = f"{count} photo{'s' if count > 1 else ''} of identity {self.identity}"
+        return f"{Path(self.model.path).name}, {photos}, seed {self.config.seed}"
+
     def network(self) -> LatentDiffusion:
-        """Return the surrogate as it was loaded: a new one each time, for attacks change theirs."""
+        """Return the surrogate as it was loaded, a new one each time: attacks change theirs."""
         return self.model.load(self.config.precision, self.config.device)
 
     def draws(self, network: LatentDiffusion) -> SeededDraws:
         return SeededDraws(self.config.seed, self.identity, network.latent_shape)
 
 
-def read_subject(
-    words: Sequence[str], *, model: str | None, identity: str, photos: int, seed: int
-) -> Subject:
-    """Compose the configuration with `words` and read the first `photos` of an identity's set B.
-
-    `model` is an embedded model or a folder that takes the place of the configuration's.
-    """
-    config = settled(words)
-    config.seed, config.dataset.identities = seed, [identity]
-    config.surrogate_model.path = model or config.surrogate_model.path
-    source = model_of(config.surrogate_model)
-    reader = build_group(config, "dataset")  # one identity is read
-    (name,) = reader.names()
-    person = reader.read(name, image_size(source.folder))
-    if not 1 <= photos <= len(person.set_B.names):
-        raise ValueError(f"--photos {photos}: expected 1 to {len(person.set_B.names)}")
-    shown = PhotoSet(person.set_B.names[:photos], person.set_B.images[:photos])
-    return Subject(tuple(words), config, source, name, shown, person.set_A)
-
-
-def settled(words: Sequence[str]) -> DictConfig:
-    """Return the configuration with the overrides `words`, its device and precision chosen."""
-    config = composed(FEW, *words)
+def read_subject(settings: argparse.Namespace) -> Subject:
+    """Return the subject that the arguments of `subject_parser` describe."""
+    config = composed(FEW, *settings.overrides)
     config.device = chosen_device(config.device)
     config.precision = settled_precision(config.precision, config.device)
-    return config
+    config.seed, config.dataset.identities = settings.seed, [settings.identity]
+    config.surrogate_model.path = settings.model or config.surrogate_model.path
+    model = model_of(config.surrogate_model)
+    dataset = build_group(config, "dataset")
+    (name,) = dataset.names()
+    person = dataset.read(name, image_size(model.folder))
+    names, images, count = person.set_B.names, person.set_B.images, settings.photos
+    if not 1 <= count <= len(names):
+        raise ValueError(f"--photos {count}: expected 1 to {len(names)}")
+    photos = PhotoSet(names[:count], images[:count])
+    return Subject(tuple(settings.overrides), config, model, name, photos, person.set_A)
 
 
 def attacked(
     subject: Subject,
-    words: Sequence[str],
-    *,
+    *words: str,
     progress: Progress,
     checkpoint: Checkpoint | None = None,
 ) -> Tensor:
-    """Return the subject's photos protected by the attack that the subject's own overrides and then
-    `words` compose, on the 8-bit grid as their files would hold them.
+    """Return the subject's photos under an attack, on the 8-bit grid as files would hold them.
+
+    The subject's overrides and then `words` compose the attack.
     """
     config, choices = composed_with_choices(FEW, *subject.words, *words)
     config.surrogate_model.path, config.seed = subject.model.path, subject.config.seed
@@ -113,75 +111,73 @@ def attacked(
         return tuple(f"{k:04}.png" for k in range(count)), images
 
     person = Identity(subject.identity, subject.reference, subject.photos, subject.reference)
-    watching = {"progress": progress, "checkpoint": checkpoint or NoCheckpoint()}
-    protected = job.attack(job.attack_inputs(person, class_images, **watching))
+    inputs = job.attack_inputs(
+        person, class_images, progress=progress, checkpoint=checkpoint or NoCheckpoint()
+    )
     budget = max(job.attack.eps, 1)  # attack=none has none
-    return quantize_within(protected, subject.photos.images, budget)
+    return quantize_within(job.attack(inputs), subject.photos.images, budget)
 
 
-def arguments(name: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser of what every analysis is asked, for the command `analyse_<name>`."""
+def draws_at(
+    draws: Draws, stream: str, names: Sequence[str], count: int, timestep: int
+) -> list[Draw]:
+    """Return `count` draws for each name at one timestep.
+
+    All timesteps have the same noise, so that few draws suffice to compare timesteps.
+    """
+    return draw_batches(draws, stream, names, count, [torch.tensor([timestep])] * len(names))
+
+
+def base_parser(name: str, documentation: str) -> argparse.ArgumentParser:
+    """Return the parser of `experiments.analyses.<name>` with the argument of all analyses."""
     parser = argparse.ArgumentParser(
-        f"python -m experiments.analyse_{name}",
-        description=description,
+        f"python -m experiments.analyses.{name}",
+        description=documentation.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/analyses") / name)
+    return parser
+
+
+def subject_parser(name: str, documentation: str) -> argparse.ArgumentParser:
+    """Return the parser of an analysis that looks at a subject."""
+    parser = base_parser(name, documentation)
     model = "embedded model or local diffusers folder, in place of the configuration's"
     parser.add_argument("--model", help=model)
     parser.add_argument("--identity", default="0", help="a portrait's number, or a name")
-    parser.add_argument("--photos", type=int, default=2, help="how many of set B")
+    parser.add_argument("--photos", type=int, default=2, help="number of photos of set B")
     parser.add_argument("--seed", type=int, default=0)
-    folder = Path("outputs/analyses") / name
-    parser.add_argument("--output-dir", type=Path, default=folder)
     overrides = "of the configuration: surrogate_model=sd21, dataset=vggface2, attack.eps=4"
     parser.add_argument("overrides", nargs="*", help=overrides)
     return parser
 
 
-Analysis = Callable[[Subject, argparse.Namespace, Progress], "tuple[DataFrame, Figure]"]
+Analysis = Callable[[argparse.Namespace, Progress], "tuple[DataFrame, Figure]"]
 
 
-def run(
-    parser: argparse.ArgumentParser, analysis: Analysis, words: Sequence[str] | None = None
-) -> None:
-    """Parse the command line `words`, run the analysis, and write its numbers and its figure.
+def run(parser: argparse.ArgumentParser, analyse: Analysis, words: Sequence[str] | None) -> None:
+    """Analyse as the command line `words` says, and write numbers.csv and figure.png.
 
-    What cannot be analysed ends the process with one line.
+    A subject that cannot be analysed ends the process with one line.
     """
     settings = parser.parse_intermixed_args(words)
     quiet_libraries()
     try:
-        subject = read_subject(
-            settings.overrides,
-            model=settings.model,
-            identity=settings.identity,
-            photos=settings.photos,
-            seed=settings.seed,
-        )
         with bars() as progress:
-            table, figure = analysis(subject, settings, progress)
+            table, figure = analyse(settings, progress)
         settings.output_dir.mkdir(parents=True, exist_ok=True)
-        for path in write(settings.output_dir, table, figure):
-            print(path)
-    except (ValueError, OSError, FloatingPointError, HydraException, OutOfMemoryError) as error:
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=110)
+        numbers = table.to_csv(index=False, float_format="%.6g").encode()
+        print(atomic_write(settings.output_dir / "numbers.csv", numbers))
+        print(atomic_write(settings.output_dir / "figure.png", png.getvalue()))
+    except (
+        ValueError,
+        OSError,
+        FloatingPointError,
+        HydraException,
+        torch.OutOfMemoryError,
+    ) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
-
-
-def write(folder: Path, table: "DataFrame", figure: "Figure") -> tuple[Path, Path]:
-    """Write `numbers.csv` and `figure.png`; return their paths."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=110)
-    numbers = table.to_csv(index=False, float_format="%.6g").encode()
-    return (
-        atomic_write(folder / "numbers.csv", numbers),
-        atomic_write(folder / "figure.png", png.getvalue()),
-    )
-
-
-def said(subject: Subject) -> str:
-    """Return what a figure says of its subject."""
-    count = len(subject.photos.names)
-    photos = f"{count} photo{'s' if count > 1 else ''} of identity {subject.identity}"
-    return f"{Path(subject.model.path).name}, {photos}, seed {subject.config.seed}"

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hydra.utils import instantiate
 
-from experiments.analyses import cost as analyse_cost
+from experiments.analyses import cost
 from experiments.analyses.cost import chosen, falls, main, operations
 from experiments.benchmarks.phases import Bench, whole
 from experiments.benchmarks.speed import counted
@@ -17,7 +17,7 @@ COSTS = {"noise": 0, "simac_fast": 5e11, "simac": 5e12}
 @pytest.fixture
 def folder(made_up, tmp_path, monkeypatch):
     """Records of ten people: noise does nothing, SimAC takes 0.3, the fast one a little less."""
-    monkeypatch.setattr(analyse_cost, "operations", lambda record: COSTS[record.attack])
+    monkeypatch.setattr(cost, "operations", lambda record: COSTS[record.attack])
     folder = tmp_path / "records"
     folder.mkdir()
     for attack, fall in (("noise", 0.0), ("simac", 0.3), ("simac_fast", 0.28)):
@@ -46,20 +46,19 @@ def test_the_table_and_the_figure(folder, tmp_path, capsys):
 
 def test_identities_are_paired_and_seeds_averaged(made_up):
     records = [made_up(0.5), made_up(0.3, seed=1), made_up(0.8, identity="7")]
-    assert falls(records) == pytest.approx({records[0].identity: 0.4, "7": 0.0})
+    assert falls(records).to_dict() == pytest.approx({records[0].identity: 0.4, "7": 0.0})
 
 
 def test_records_of_two_settings_are_refused(made_up):
     records = [made_up(), made_up(countermeasure="jpeg75"), made_up(eps=4)]
     eps = records[0].eps
-    wanted = {"customizer": "dreambooth"}
     with pytest.raises(ValueError, match=r"one setting, not of .*jpeg75"):
-        chosen(records, eps, wanted)
+        chosen(records, eps, {"customizer": "dreambooth"})
     with pytest.raises(ValueError, match="not of none"):
-        chosen(records, 12, wanted)
+        chosen(records, 12, {"customizer": "dreambooth"})
     for record in records[:2]:
-        found = chosen(records, eps, wanted | {"countermeasure": record.countermeasure})
-        assert found == {"simac": [record]}
+        entries = {"customizer": "dreambooth", "countermeasure": record.countermeasure}
+        assert chosen(records, eps, entries) == {"simac": [record]}
 
 
 def test_an_unknown_reference_is_refused(folder):

@@ -9,10 +9,10 @@ from anticustom.draws import SeededDraws, draw_batches
 from anticustom.identities import Portraits
 from anticustom.images import write_png
 from anticustom.losses import decoder_layers
-from experiments.analyses import features as analyse_features
 from experiments.analyses.features import (
     decoder_features,
     layers_table,
+    main,
     principal_pictures,
     relative_change,
 )
@@ -53,8 +53,8 @@ def test_shares_of_the_change_sum_to_one_and_follow_the_changes(model, features)
     assert len(table) == len(NAMES) * len(layers)
     sums = table.groupby("photo").change_share.sum()
     assert sums.tolist() == pytest.approx([1, 1])
-    of_layer = table.groupby("layer", sort=False).change_share.first().tolist()
-    assert of_layer == pytest.approx([k / 28 for k in range(8)], abs=1e-6)
+    shares = table.groupby("layer", sort=False).change_share.first().tolist()
+    assert shares == pytest.approx([k / 28 for k in range(8)], abs=1e-6)
 
 
 def test_unchanged_features_have_no_change(model, features):
@@ -88,7 +88,7 @@ def test_features_of_one_pixel_or_two_channels_have_pictures_too():
 def test_the_command_protects_with_an_attack(random_sd, tmp_path):
     words = ["--model", str(random_sd), "--photos", "1", "--noises", "1", "--timesteps", "5", "500"]
     words += ["--output-dir", str(tmp_path), "attack.steps=2", "attack.step_size=4"]
-    analyse_features.main(words)
+    main(words)
     table = pd.read_csv(tmp_path / "numbers.csv", dtype={"layer": str})
     assert len(table) == 2 * 8
     assert (table.relative_change > 0).all()
@@ -101,14 +101,14 @@ def test_the_command_reads_protected_photos(random_sd, tmp_path, capsys):
         write_png(tmp_path / name, image)
     words = ["--model", str(random_sd), "--photos", "2", "--noises", "1", "--timesteps", "5"]
     words += ["--output-dir", str(tmp_path / "out"), "--protected", str(tmp_path)]
-    analyse_features.main(words)
+    main(words)
     table = pd.read_csv(tmp_path / "out" / "numbers.csv")
     assert (table.relative_change == 0).all()  # they are not protected at all
 
     (tmp_path / photos.names[1]).unlink()
     with pytest.raises(SystemExit, match=f"error: .*{photos.names[1]}"):
-        analyse_features.main(words)
+        main(words)
     for name in photos.names:
         write_png(tmp_path / name, torch.zeros(3, 32, 32))
     with pytest.raises(SystemExit, match="64 x 64"):
-        analyse_features.main(words)
+        main(words)

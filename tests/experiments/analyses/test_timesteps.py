@@ -8,12 +8,12 @@ from anticustom import model_files
 from anticustom.draws import SeededDraws
 from anticustom.identities import PhotoSet
 from anticustom.losses import denoising
-from experiments.analyses import timesteps as analyse_timesteps
+from experiments.analyses.subjects import draws_at
 from experiments.analyses.timesteps import (
-    gradient_magnitudes,
+    gradients_table,
+    main,
     predictions,
     runs,
-    same_draws,
     spectra_table,
     survivors_table,
 )
@@ -38,40 +38,40 @@ def draws(model):
 
 
 def test_all_timesteps_have_the_same_noise(draws):
-    (early, *_), (late, *_) = (same_draws(draws, ["a.png"], 2, t) for t in (3, 700))
+    (early, *_), (late, *_) = (draws_at(draws, "test", ["a.png"], 2, t) for t in (3, 700))
     assert (early.timesteps.item(), late.timesteps.item()) == (3, 700)
     assert torch.equal(early.noise, late.noise)
     assert torch.equal(early.posterior, late.posterior)
 
 
 def test_the_gradient_is_the_one_computed_by_hand(model, photos, draws):
-    (draw,) = same_draws(draws, photos.names, 1, 40)
-    found = gradient_magnitudes(model, photos, PROMPT, [draw])
-    assert found.shape == (1, 2)
+    (draw,) = draws_at(draws, "test", photos.names, 1, 40)
+    table = gradients_table(model, photos, PROMPT, [draw])
+    assert table.photo.tolist() == list(photos.names)
     for k in range(2):
         image = photos.images[k : k + 1].clone().requires_grad_()
         latents = model.latents(model.posterior(image), draw[k : k + 1].posterior)
         embeddings = model.text_embeddings([PROMPT])
         denoising(model, latents, draw[k : k + 1], embeddings).backward()
-        assert found[0, k].item() == pytest.approx(image.grad.abs().mean().item(), rel=1e-4)
+        assert table.gradient[k] == pytest.approx(image.grad.abs().mean().item(), rel=1e-4)
 
 
 def test_predictions_of_noise_and_latents_make_the_noisy_latents(model, photos, draws):
-    (draw,) = same_draws(draws, photos.names, 1, 300)
-    found = predictions(model, photos, PROMPT, draw)
-    (clean, latents), (noise, true_noise) = found["latents"], found["noise"]
+    (draw,) = draws_at(draws, "test", photos.names, 1, 300)
+    quantities = predictions(model, photos, PROMPT, draw)
+    (clean, latents), (noise, true_noise) = quantities["latents"], quantities["noise"]
     assert torch.equal(true_noise, draw.noise)
     noisy = model.noisy(latents, draw.noise, draw.timesteps)
     torch.testing.assert_close(model.noisy(clean, noise, draw.timesteps), noisy)
     output = model.predict(noisy, draw.timesteps, model.text_embeddings([PROMPT]))
     torch.testing.assert_close(noise, output.detach(), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found["image"][0], model.decode(clean))
+    torch.testing.assert_close(quantities["image"][0], model.decode(clean))
 
 
 def test_a_velocity_is_turned_into_latents_and_noise(random_sd, photos, draws, monkeypatch):
     model = model_files.load(str(random_sd))
     model.scheduler.register_to_config(prediction_type="v_prediction")
-    (draw,) = same_draws(draws, photos.names, 1, 300)
+    (draw,) = draws_at(draws, "test", photos.names, 1, 300)
     latents = model.latents(model.posterior(photos.images), draw.posterior)
     velocity = model.target(latents, draw.noise, draw.timesteps)
     monkeypatch.setattr(model, "predict", lambda *arguments: velocity)
@@ -80,7 +80,7 @@ def test_a_velocity_is_turned_into_latents_and_noise(random_sd, photos, draws, m
 
 
 def test_spectra_have_a_row_for_each_quantity_and_frequency(model, photos, draws):
-    table = spectra_table(model, photos, PROMPT, same_draws(draws, photos.names, 2, 10))
+    table = spectra_table(model, photos, PROMPT, draws_at(draws, "test", photos.names, 2, 10))
     frequencies = table.groupby("quantity").frequency.apply(list).to_dict()
     latents = list(range(5))
     assert frequencies == {"image": list(range(33)), "latents": latents, "noise": latents}
@@ -100,7 +100,7 @@ def test_survivors_and_their_runs(photos):
 def test_the_command_writes_numbers_and_figure(random_sd, tmp_path):
     words = ["--model", str(random_sd), "--photos", "1", "--noises", "2", "--output-dir"]
     words += [str(tmp_path / "new"), "timestep_policy.keep=900", "--timesteps", "900", "5"]
-    analyse_timesteps.main(words)
+    main(words)
     table = pd.read_csv(tmp_path / "new" / "numbers.csv")
     gradients = table[table.quantity == "gradient"]
     assert gradients.timestep.tolist() == [5, 5, 900, 900]
@@ -119,7 +119,7 @@ def test_the_command_writes_numbers_and_figure(random_sd, tmp_path):
     ],
 )
 def test_what_cannot_be_analysed_is_refused_in_one_line(words, named, random_sd, tmp_path):
-    given = ["--model", str(random_sd), "--output-dir", str(tmp_path / "new"), *words]
+    arguments = ["--model", str(random_sd), "--output-dir", str(tmp_path / "new"), *words]
     with pytest.raises(SystemExit, match=f"^error: .*{named}"):
-        analyse_timesteps.main(given)
+        main(arguments)
     assert not (tmp_path / "new").exists()
