@@ -24,7 +24,8 @@ def snapshot(output_dir: Path) -> dict[str, tuple[int, int, int]]:
     for folder in ("store", "records", "overviews", "wandb"):
         for path in filter(Path.is_file, sorted((output_dir / folder).rglob("*"))):
             status = path.stat()
-            files[str(path)] = status.st_ino, status.st_mtime_ns, status.st_size
+            name = str(path.relative_to(output_dir))
+            files[name] = status.st_ino, status.st_mtime_ns, status.st_size
     return files
 
 
