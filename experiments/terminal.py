@@ -23,6 +23,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     # the notice about a CPU kernel that it would fetch from the hub
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
+    # the notice of a first run that it lists the system's fonts
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def say(line: str) -> None:
