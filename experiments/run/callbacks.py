@@ -1,4 +1,4 @@
-"""What runs before the first file of a run, and what ends a sweep."""
+"""The check before the first file of a run, and the table at the end of a sweep."""
 
 import json
 import sys
@@ -14,15 +14,16 @@ from omegaconf import DictConfig
 
 from experiments.store.disk import StoreError, atomic_write, check_writable
 
-FAILURE, OUTCOME = "error.txt", "job.json"  # what a job leaves in its folder
+FAILURE, OUTCOME = "error.txt", "job.json"  # files in the folder of a job
 SHARD = "dataset.shard="
 KEYS = ("identity_retention", "ism", "ism_failures_as_0", "fdfr", "brisque")
 COLUMNS = [("unprotected", KEYS[0]), *(("protected", key) for key in KEYS)]
 
 
 class WritableOutputDir(Callback):
-    """Ends the process in one line when `output_dir` cannot be written: Hydra itself, whose logs
-    are the first files there, would show a traceback.
+    """Ends the process in one line when `output_dir` cannot be written.
+
+    Hydra itself, whose logs are the first files there, would show a traceback.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -35,11 +36,10 @@ class WritableOutputDir(Callback):
 
 
 class SweepTable(Callback):
-    """Collects what the jobs of a sweep came to, prints their protected victims' scores, and ends
-    with 1 if some failed.
+    """Prints the scores of the protected victims of a sweep, and ends with 1 if some jobs failed.
 
-    Each job leaves its outcome in its folder, for a launcher may send it to another process. Of
-    jobs that came to the same records only the first is shown; shards of one job are one row.
+    Each job leaves its outcome in its folder, for a launcher may send it to another process. Jobs
+    with the same records are shown once, and shards of one job are one row.
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -50,10 +50,8 @@ class SweepTable(Callback):
         (Path(config.hydra.runtime.output_dir) / FAILURE).unlink(missing_ok=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if (
-            job_return.status is not JobStatus.COMPLETED
-            or config.hydra.mode is not RunMode.MULTIRUN
-        ):
+        completed = job_return.status is JobStatus.COMPLETED
+        if not completed or config.hydra.mode is not RunMode.MULTIRUN:
             return
         folder, paths = Path(config.hydra.runtime.output_dir), job_return.return_value
         failure = folder / FAILURE
@@ -69,13 +67,13 @@ class SweepTable(Callback):
         outcomes = [json.loads(file.read_text()) for file in _outcomes(config)]
         outcomes.sort(key=lambda outcome: outcome["number"])
         _print_table(outcomes)
-        failed = [outcome for outcome in outcomes if outcome["failure"]]
-        for outcome in failed:
-            print(f"error: {' '.join(outcome['overrides'])}: {outcome['failure']}")
-        if failed:
-            jobs = "; ".join(" ".join(outcome["overrides"]) for outcome in failed)
+        jobs = [(" ".join(row["overrides"]), row["failure"]) for row in outcomes if row["failure"]]
+        for words, reason in jobs:
+            print(f"error: {words}: {reason}")
+        if jobs:
+            failed = "; ".join(words for words, _ in jobs)
             sys.exit(
-                f"error: jobs failed, for the reasons above: {jobs}. Run the sweep again for them"
+                f"error: jobs failed, for the reasons above: {failed}. Run the sweep again for them"
             )
 
 
@@ -97,6 +95,7 @@ def _outcomes(config: DictConfig) -> list[Path]:
 
 def _print_table(outcomes: Sequence[Mapping]) -> None:
     from experiments.records.files import read
+    from experiments.run.table import print_text
 
     shards: dict[tuple[str, ...], list[str]] = {}  # by their records, the overrides
     for outcome in outcomes:
@@ -107,35 +106,28 @@ def _print_table(outcomes: Sequence[Mapping]) -> None:
         whole = tuple(word for word in overrides if not word.startswith(SHARD))
         jobs[whole] += [read(Path(path)) for path in paths]
     if len(shards) > 1:
-        text = f"\n{sweep_table(list(jobs.items()))}\n"
-        encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "replace").decode(encoding))
+        print_text(sweep_table(list(jobs.items())))
 
 
 def sweep_table(jobs: Sequence[tuple[Sequence[str], Sequence[Mapping]]]) -> str:
-    """Return a row for each job (its overrides, its records): what was swept, the unprotected
-    victim's retention, and the protected victim's scores, means over identities with their 95 %
-    intervals.
+    """Return a row for each job (its overrides, its records): the swept settings and the scores,
+    means over identities with their 95 % intervals.
     """
     from tabulate import tabulate
 
-    from eval.statistics import estimate
     from experiments.records.files import natural
-    from experiments.run.table import estimated, heading, score
+    from experiments.run.table import heading, mean
 
     overrides = [dict(word.split("=", 1) for word in words if "=" in word) for words, _ in jobs]
-    keys = dict.fromkeys(key for one in overrides for key in one)
-    swept = [key for key in keys if len({one.get(key) for one in overrides}) > 1]
+    keys = dict.fromkeys(key for settings in overrides for key in settings)
+    swept = [key for key in keys if len({settings.get(key) for settings in overrides}) > 1]
     first = jobs[0][1]
     rows = []
-    for one, (_, records) in zip(overrides, jobs, strict=True):
+    for settings, (_, records) in zip(overrides, jobs, strict=True):
         # resamples are by place: in this order shards have the intervals of one job
         records = sorted(records, key=lambda record: natural(record.identity))
-        cells = [
-            estimated(estimate([score(record, arm, key) for record in records]), key, records)
-            for arm, key in COLUMNS
-        ]
-        rows.append([*(one.get(key, "") for key in swept), str(len(records)), *cells])
+        cells = [mean(records, arm, key) for arm, key in COLUMNS]
+        rows.append([*(settings.get(key, "") for key in swept), str(len(records)), *cells])
     headings = [*swept, "identities", f"unprotected {heading(KEYS[0], first[0])}"]
     headings += [heading(key, first[0]) for key in KEYS]
     text = tabulate(rows, headings, disable_numparse=True)

@@ -1,4 +1,4 @@
-"""What a run leaves of an identity: its record, its picture, its tracked run."""
+"""The results of a run for an identity: its record, its picture, its tracked run."""
 
 import shlex
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ ARMS = ("unprotected", "protected")
 class Outcome:
     """The artifacts of one identity; `victims` and `galleries` by arm.
 
-    `trained_on` is what the protected victim was trained on: the protected photos, or what clean
-    photos among them and a counter-measure made of them.
+    `trained_on` are the photos that the protected victim was trained on: the protected ones, after
+    a counter-measure, with clean ones among them.
     """
 
     identity: Identity
@@ -49,38 +49,37 @@ class Outcome:
 
     @property
     def processors(self) -> dict[str, str]:
-        """What protected the photos, and what made the victim of each arm and its gallery."""
-        made = {"protect": [self.protected]}
-        made |= {arm: [self.victims[arm], self.galleries[arm]] for arm in ARMS}
-        machines = {
-            name: [artifact.manifest["facts"].get("machine") for artifact in artifacts]
-            for name, artifacts in made.items()
-        }
-        return {
-            name: " / ".join(dict.fromkeys(computed_on(one) for one in of if one)) or "unknown"
-            for name, of in machines.items()
-        }
+        """The processors that protected the photos and made victim and gallery of each arm."""
+        arms = {arm: _processors(self.victims[arm], self.galleries[arm]) for arm in ARMS}
+        return {"protect": _processors(self.protected), **arms}
 
     @property
     def made_with(self) -> dict[str, dict]:
-        """Versions that protected the photos and made the victim of each arm and its gallery,
-        where they are not those of this process.
-        """
-        made = {"protect": self.protected}
-        made |= {f"{arm} victim": self.victims[arm] for arm in ARMS}
-        made |= {f"{arm} gallery": self.galleries[arm] for arm in ARMS}
-        found = {name: artifact.manifest["versions"] for name, artifact in made.items()}
-        return {name: of for name, of in found.items() if of != versions()}
+        """The versions that made an artifact, where they are not those of this process."""
+        artifacts = {
+            "protect": self.protected,
+            **{f"{arm} victim": self.victims[arm] for arm in ARMS},
+            **{f"{arm} gallery": self.galleries[arm] for arm in ARMS},
+        }
+        made = {name: artifact.manifest["versions"] for name, artifact in artifacts.items()}
+        return {name: numbers for name, numbers in made.items() if numbers != versions()}
 
     @property
     def peak_memory_bytes(self) -> dict:
-        """The most that any of the artifacts took, whatever process made it."""
-        made = [self.protected, *self.victims.values(), *self.galleries.values(), self.strangers]
-        return highest(artifact.manifest["facts"]["peak_memory_bytes"] for artifact in made)
+        """Peak memory over all artifacts, including those that other processes computed."""
+        models = [*self.victims.values(), *self.galleries.values()]
+        artifacts = [self.protected, *models, self.strangers]
+        return highest(artifact.manifest["facts"]["peak_memory_bytes"] for artifact in artifacts)
 
     @property
     def protected_files(self) -> list[Path]:
         return photo_files(self.protected.path, self.identity.set_B)
+
+
+def _processors(*artifacts: Artifact) -> str:
+    machines = [artifact.manifest["facts"].get("machine") for artifact in artifacts]
+    names = dict.fromkeys(computed_on(machine) for machine in machines if machine)
+    return " / ".join(names) or "unknown"
 
 
 def publish(
@@ -91,9 +90,9 @@ def publish(
     output_dir: Path,
     tracker: Tracker,
 ) -> Path:
-    """Write record and overview and track them, each unless it is there; return the record's path.
+    """Write record and overview unless they are there, and track them; return the record's path.
 
-    `facts` are the record's entries that are known before scoring, `choices` the run's options.
+    `facts` are the record's fields that are known before scoring, `choices` the run's options.
     """
     identity = outcome.identity
     digests = {
@@ -103,17 +102,17 @@ def publish(
         "scorer": scores.digests,
         **{f"gallery_{arm}": outcome.galleries[arm].digest for arm in ARMS},
     }
-    facts = {**facts, "digests": digests, "row": row_of(facts["config"], digests, VERSIONS)}
-    names = [facts[name] for name in ("dataset", "identity", "attack", "customizer")]
-    name = safe_name("_".join([*names, digest_of("record", SCHEMA_VERSION, _decisive(facts))]))
-    path = output_dir / "records" / f"{name}.json"
+    facts = with_name(facts, digests)
+    path = output_dir / "records" / f"{facts['name']}.json"
     anew = "eval" in facts["config"]["force"]
     if anew or not path.exists():
+        default_precision = "mixed" if outcome.machine["gpu"] else "float32"
+        method, details = row_names(facts["config"], choices, default_precision)
         entries = {**_origin(outcome, choices), **facts, **_results(outcome, scores)}
-        record = record_of({"name": name, **entries, **_names(facts, choices, outcome)}, str(path))
+        record = record_of({**entries, "method": method, "details": details}, str(path))
         write(record, path.parent)
     record = read(path)
-    overview = output_dir / "overviews" / name / "overview.png"
+    overview = output_dir / "overviews" / facts["name"] / "overview.png"
     if anew or not overview.exists():
         _draw(overview, record, outcome, scores)
     where = tracker.track(record, {"overview": overview}, output_dir)
@@ -121,17 +120,17 @@ def publish(
     return path
 
 
-def _decisive(facts: Mapping) -> dict:
-    """Return what tells a record from all others: its place on the leaderboard, and its photos."""
-    return without(facts, "config", "loss", "timestep_policy", "photos", "attack") | {
-        "attack": with_contents(attack_parts(facts["config"]), facts["identity"])
-    }
+def with_name(facts: Mapping, digests: Mapping) -> dict:
+    """Return the facts of a record with its digests, its row, and the name of its file.
 
-
-def _names(facts: Mapping, choices: Mapping[str, str], outcome: Outcome) -> dict[str, str]:
-    default_precision = "mixed" if outcome.machine["gpu"] else "float32"
-    method, details = row_names(facts["config"], choices, default_precision)
-    return {"method": method, "details": details}
+    The name tells a record from all others, by its place on the leaderboard and its photos.
+    """
+    facts = {**facts, "digests": digests, "row": row_of(facts["config"], digests, VERSIONS)}
+    attack = with_contents(attack_parts(facts["config"]), facts["identity"])
+    place = without(facts, "config", "loss", "timestep_policy", "photos", "attack")
+    digest = digest_of("record", SCHEMA_VERSION, {**place, "attack": attack})
+    names = [facts[name] for name in ("dataset", "identity", "attack", "customizer")]
+    return {**facts, "name": safe_name("_".join([*names, digest]))}
 
 
 def command_of(hydra: DictConfig) -> str:
@@ -160,18 +159,17 @@ def _results(outcome: Outcome, scores: Scores) -> dict:
     retention = scores.retention(outcome.strangers)
     for scored in arms.values():
         scored["identity_retention"] = retention(scored)
-    visible = scores.perceptibility(outcome.protected, outcome.protected_files)
     customized = (outcome.victims["protected"], outcome.galleries["protected"])
     return {
         "seconds": {
             "protect": outcome.protected.manifest["facts"]["seconds"],
-            "customize": sum(made.manifest["facts"]["seconds"] for made in customized),
+            "customize": sum(artifact.manifest["facts"]["seconds"] for artifact in customized),
             "evaluate": scores.seconds,
         },
         "peak_memory_bytes": outcome.peak_memory_bytes,
         "scorer": scores.metrics,
         "scores": arms,
-        "perceptibility": visible,
+        "perceptibility": scores.perceptibility(outcome.protected, outcome.protected_files),
     }
 
 
@@ -202,7 +200,7 @@ def _draw(path: Path, record: Record, outcome: Outcome, scores: Scores) -> None:
 
 
 def _trained_on(record: Record, outcome: Outcome) -> Row | None:
-    """Return what the adversary trained on where it is not the protected photos themselves."""
+    """Return the adversary's training photos, unless they are the protected photos themselves."""
     words = [f"{record.clean_photos} clean"] if record.clean_photos else []
     words += [f"after {record.countermeasure}"] if record.countermeasure != "none" else []
     return Row("Trained on", outcome.trained_on.images, ", ".join(words)) if words else None

@@ -49,46 +49,37 @@ def draw_overview(
 ) -> Path:
     """Write one PNG: photos, protected photos, their difference, and the galleries below.
 
-    `photos` and `protected` go in pairs. `trained_on` holds the photos that the adversary trained
-    on. The pictures of each gallery are in the order of `prompts`, the same number for each prompt;
-    one or two of each are shown, with the same index above one another. Equal arguments give equal
+    `photos` and `protected` are pairs. `trained_on` are the photos that the adversary trained on.
+    The pictures of each gallery are in the order of `prompts`, the same number for each prompt. One
+    or two of each are shown, with the same index above one another. Equal arguments give equal
     bytes.
     """
     shown, each = _shown(galleries, prompts)
-    clean = [_pixels(picture) for picture in photos.pictures[:PHOTOS]]
-    noisy = [_pixels(picture) for picture in protected.pictures[:PHOTOS]]
+    clean, noisy = (list(map(_pixels, row.pictures[:PHOTOS])) for row in (photos, protected))
     differences = [difference(*pair) for pair in zip(clean, noisy, strict=True)]
-    rows = [
-        (photos, clean),
-        (protected, noisy),
-        (Row("Difference, tenfold", [], "grey: unchanged"), differences),
-    ]
+    change = Row("Difference, tenfold", [], "grey: unchanged")
+    rows = [(photos, clean), (protected, noisy), (change, differences)]
     if trained_on:
-        rows.append((trained_on, [_pixels(picture) for picture in trained_on.pictures[:PHOTOS]]))
-    drawn = [(row, [_pixels(row.pictures[index]) for index in shown]) for row in galleries]
+        rows.append((trained_on, list(map(_pixels, trained_on.pictures[:PHOTOS]))))
+    upper = len(rows)
+    rows += [(row, [_pixels(row.pictures[index]) for index in shown]) for row in galleries]
 
-    columns = max(len(images) for _, images in (*rows, *drawn))
+    columns = max(len(images) for _, images in rows)
     tile = TILE if columns <= WIDE else SMALL_TILE
     width = LABEL + columns * tile + MARGIN
     heading = textwrap.fill(title, round(width * 7.5))
-    heights = [
-        0.65 + 0.3 * heading.count("\n"),
-        *[tile] * len(rows),
-        0.55,
-        *[tile] * len(drawn),
-        MARGIN,
-    ]
+    top = 0.65 + 0.3 * heading.count("\n")
+    heights = [top, *[tile] * upper, 0.55, *[tile] * len(galleries), MARGIN]
     figure = Figure(figsize=(width, sum(heights)), dpi=INCH, facecolor="white")
     bands = figure.subfigures(len(heights), 1, height_ratios=heights)
     bands[0].text(MARGIN / width, 0.8, heading, va="top", size=15, weight="bold")
     bands[0].text(MARGIN / width, 0.12, subtitle, va="bottom", size=10, color="grey")
-    for band, (row, images) in zip(bands[1:], rows, strict=False):
-        _draw_row(band, row, images, columns, tile)
-    captions = bands[1 + len(rows)]
+    captions = bands[1 + upper]
     for group, prompt in enumerate(prompts[: len(shown) // each]):
         text = textwrap.fill(prompt, round(each * tile * 11))
         captions.text((LABEL + group * each * tile) / width, 0.05, text, va="bottom", size=9)
-    for band, (row, images) in zip(bands[2 + len(rows) :], drawn, strict=False):
+    places = [*bands[1 : 1 + upper], *bands[2 + upper : -1]]
+    for band, (row, images) in zip(places, rows, strict=True):
         _draw_row(band, row, images, columns, tile)
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
@@ -98,18 +89,10 @@ def draw_overview(
 def _draw_row(
     band: SubFigure, row: Row, images: Sequence[np.ndarray], columns: int, tile: float
 ) -> None:
-    axes = band.subplots(
-        1,
-        columns + 1,
-        width_ratios=[LABEL, *[tile] * columns],
-        gridspec_kw={
-            "left": 0,
-            "right": 1 - MARGIN / band.figure.get_figwidth(),
-            "top": 1,
-            "bottom": 0.02,
-            "wspace": 0.02,
-        },
-    )
+    right = 1 - MARGIN / band.figure.get_figwidth()
+    edges = {"left": 0, "right": right, "top": 1, "bottom": 0.02, "wspace": 0.02}
+    widths = [LABEL, *[tile] * columns]
+    axes = band.subplots(1, columns + 1, width_ratios=widths, gridspec_kw=edges)
     for place in axes:
         place.axis("off")
     label = textwrap.fill(row.label, 22)

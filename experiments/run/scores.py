@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +18,32 @@ from experiments.store.checkpoints import TimedCheckpoint
 from experiments.store.provenance import digest_of_file
 
 
+@dataclass
 class Scores:
-    """Scores galleries of an identity with the configured scorer; `digests` are of its weights,
-    `seconds` adds up what the scoring took.
-    """
+    """Scorer of the galleries of an identity; `seconds` adds up the time that the scoring took."""
 
-    def __init__(
-        self,
-        stages: Stages,
-        scorer: Any,
-        metrics: Mapping,
-        identity: Identity,
-        photos: dict[str, list[Path]],
-    ):
-        self.stages, self.scorer, self.metrics = stages, scorer, dict(metrics)
-        self.identity, self.photos = identity, photos
-        self.digests = {file.name: digest_of_file(file) for file in scorer.weights}
-        self.seconds = 0.0
+    stages: Stages
+    scorer: Any
+    metrics: Mapping
+    identity: Identity
+    photos: dict[str, list[Path]]
+    seconds: float = 0.0
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """The digests of the scorer's weights, by their files' names."""
+        return {file.name: digest_of_file(file) for file in self.scorer.weights}
 
     def check_reference(self) -> None:
         """Raise ValueError if no face is found in the clean set A."""
-        files = self.photos["A"]
-        self._stored(
-            "similarity",
-            "the reference photos",
-            self.identity.set_A.digest,
-            lambda: self.scorer.similarity_of(files, files),
-        )
+        self._similarity("A", "the reference photos")
 
     def gallery(self, what: str, gallery: Artifact) -> dict:
         """Return the scores of a gallery, of each prompt, and the rows of its images."""
         prompts = gallery.manifest["facts"]["prompts"]
-        files = {
-            prompt: [gallery.path / name for name in names] for prompt, names in prompts.items()
-        }
-        rows = self._stored(
-            "gallery", what, gallery.digest, lambda: self.scorer(files, self.photos["A"])
-        )
+        files = {prompt: [gallery.path / name for name in prompts[prompt]] for prompt in prompts}
+        measure = partial(self.scorer, files, self.photos["A"])
+        rows = self._stored("gallery", what, gallery.digest, measure)
         summary = summarize(rows)
         table = [{"prompt": prompt, **scores} for prompt, scores in summary["prompts"].items()]
         off = {"brisque": None, "ser_fiq": None}  # what is switched off is missing in the summary
@@ -65,40 +56,38 @@ class Scores:
         if not self.photos["C"]:
             return lambda scores: None
         nobody = self.gallery("strangers", strangers)["ism_failures_as_0"]
-        held_out = self._stored(
-            "similarity",
-            "the held-out photos",
-            self.identity.set_C.digest,
-            lambda: self.scorer.similarity_of(self.photos["C"], self.photos["A"]),
-        )
-        person = failures_as_0(held_out)
+        person = failures_as_0(self._similarity("C", "the held-out photos"))
         return lambda scores: identity_retention(scores["ism_failures_as_0"], nobody, person)
 
     def perceptibility(self, protected: Artifact, files: list[Path]) -> dict:
         """Return how visible the protection is, measured on the saved files."""
-        return self._stored(
-            "perceptibility",
-            "how visible the protection is",
-            protected.digest,
-            lambda: perceptibility(self.photos["B"], files, further=self.scorer.comparing),
-        )
+        further = self.scorer.comparing
+        measure = partial(perceptibility, self.photos["B"], files, further=further)
+        what = "how visible the protection is"
+        return self._stored("perceptibility", what, protected.digest, measure)
+
+    def _similarity(self, letter: str, what: str) -> list[float | None]:
+        """Return the similarity of each photo of a set to the clean set A."""
+        digest = getattr(self.identity, f"set_{letter}").digest
+        photos, reference = self.photos[letter], self.photos["A"]
+        measure = partial(self.scorer.similarity_of, photos, reference)
+        return self._stored("similarity", what, digest, measure)
 
     def _stored(self, kind: str, what: str, digest: str, measure: Callable[[], Any]) -> Any:
         reference = {k: getattr(self.identity, f"set_{k}").digest for k in "AB"}
-        inputs = {"score": kind, "images": digest, "reference": reference}
-        inputs |= {"metrics": decisive(self.metrics), "weights": self.digests}
+        inputs = {
+            "score": kind,
+            "images": digest,
+            "reference": reference,
+            "metrics": decisive(self.metrics),
+            "weights": self.digests,
+        }
 
         def build(folder: Path, checkpoint: TimedCheckpoint) -> Mapping:
             (folder / "scores.json").write_text(json.dumps(measure()))
             return {}
 
-        artifact = self.stages.make(
-            "eval",
-            self.identity.name,
-            inputs,
-            build,
-            part_of="eval",
-            what=f"{self.identity.name}: scoring {what}",
-        )
+        name, what = self.identity.name, f"{self.identity.name}: scoring {what}"
+        artifact = self.stages.make("eval", name, inputs, build, part_of="eval", what=what)
         self.seconds += artifact.manifest["facts"]["seconds"]
         return json.loads((artifact.path / "scores.json").read_text())

@@ -7,49 +7,50 @@ from statistics import fmean
 from tabulate import tabulate
 
 from eval.metrics import METRICS
-from eval.statistics import Estimate, estimate
+from eval.statistics import estimate
 from experiments.records.record import Scored
 
 ARMS = ("unprotected", "protected")
 
+LEGEND = "Arrows: towards better protection. Failures: images without a face."
 SHOWN = ("ism", "ism_failures_as_0", "identity_retention", "fdfr", "ser_fiq", "brisque")
 
 
 def print_table(records: Sequence[Scored]) -> None:
     """Print the scores of one record, or the means over several identities, with their legend."""
-    text = table(records[0]) if len(records) == 1 else means(records)
-    encoding = sys.stdout.encoding or "utf-8"  # a terminal may lack the arrows
+    print_text(table(records[0]) if len(records) == 1 else means(records))
+
+
+def print_text(text: str) -> None:
+    """Print a table on any terminal: some lack the arrows."""
+    encoding = sys.stdout.encoding or "utf-8"
     print(f"\n{text}\n".encode(encoding, "replace").decode(encoding))
 
 
 def table(record: Scored) -> str:
-    """Scores of both victims, overall and for each prompt, and how visible the protection is."""
+    """Return the scores of both victims, also by prompt, and how visible the protection is."""
     keys = _measured([record])
     rows = [[arm, *(_number(score(record, arm, key), key) for key in keys)] for arm in ARMS]
-    changes = (_change(record, key) for key in keys)
-    rows.append(["difference", *map(_signed, changes, keys)])
+    rows.append(["difference", *(_number(_change(record, key), key, "+") for key in keys)])
     blocks = [
         _title(record, f"{record.dataset} {record.identity}"),
         _grid(rows, ["victim", *(heading(key, record) for key in keys)]),
         _prompts(record),
         _perceptibility([record]),
     ]
-    return "\n\n".join(blocks) + "\n" + _legend()
+    return "\n\n".join(blocks) + "\n" + LEGEND
 
 
 def means(records: Sequence[Scored]) -> str:
-    """Means over identities with their intervals, of both victims and of the paired difference."""
+    """Return means over identities with intervals, of both victims and the paired difference."""
     rows = []
     for key in _measured(records):
-        cells = [
-            estimated(estimate([score(record, arm, key) for record in records]), key, records)
-            for arm in ARMS
-        ]
-        change = estimate([_change(record, key) for record in records])
-        rows.append([heading(key, records[0]), *cells, estimated(change, key, records, "+")])
+        change = _estimated([_change(record, key) for record in records], key, "+")
+        cells = [mean(records, arm, key) for arm in ARMS]
+        rows.append([heading(key, records[0]), *cells, change])
     title = _title(records[0], f"{len(records)} identities of {records[0].dataset}")
     blocks = [title, _grid(rows, ["score", *ARMS, "difference"]), _perceptibility(records)]
-    return "\n\n".join(blocks) + "\n" + _legend(" [95 % interval]")
+    return "\n\n".join(blocks) + "\n" + LEGEND + " [95 % interval]"
 
 
 def _title(record: Scored, subject: str) -> str:
@@ -71,12 +72,8 @@ def setting(record: Scored) -> str:
     return text
 
 
-def _legend(more: str = "") -> str:
-    return f"Arrows: towards better protection. Failures: images without a face.{more}"
-
-
 def _measured(records: Sequence[Scored]) -> list[str]:
-    """The columns in which any record has a value."""
+    """Return the columns in which any record has a value."""
     arms = [(record, arm) for record in records for arm in ARMS]
     return [key for key in SHOWN if any(score(*pair, key) is not None for pair in arms)]
 
@@ -102,19 +99,21 @@ def _number(value: float | None, key: str, sign: str = "") -> str:
     return "-" if value is None else f"{metric['factor'] * value:{sign}{metric['format']}}"
 
 
-def _signed(value: float | None, key: str) -> str:
-    return _number(value, key, "+")
+def mean(records: Sequence[Scored], arm: str, key: str) -> str:
+    """Return the mean score of an arm with its interval, and `n` where some have no score."""
+    return _estimated([score(record, arm, key) for record in records], key)
 
 
-def estimated(of: Estimate, key: str, records: Sequence[Scored], sign: str = "") -> str:
-    text = _number(of.mean, key, sign)
-    if of.low is not None:
-        text += f" [{_number(of.low, key, sign)}, {_number(of.high, key, sign)}]"
-    return text if of.n in (0, len(records)) else f"{text} (n={of.n})"
+def _estimated(values: Sequence[float | None], key: str, sign: str = "") -> str:
+    result = estimate(values)
+    text = _number(result.mean, key, sign)
+    if result.low is not None:
+        text += f" [{_number(result.low, key, sign)}, {_number(result.high, key, sign)}]"
+    return text if result.n in (0, len(values)) else f"{text} (n={result.n})"
 
 
 def _prompts(record: Scored) -> str:
-    """A line for each prompt: unprotected -> protected."""
+    """Return a line for each prompt: unprotected -> protected."""
     keys = ("ism", "ism_failures_as_0", "fdfr")
     rows = []
     for before, after in zip(*(getattr(record.scores, arm).prompts for arm in ARMS), strict=True):

@@ -8,7 +8,7 @@ import torch
 from runs import bare_job
 
 from anticustom.identities import Identity, PhotoSet
-from experiments.run.outcome import key_of_record
+from experiments.run.outcome import with_name
 from experiments.run.scores import Scores
 from experiments.run.stages import VERSIONS, Stages
 from experiments.store.artifacts import Artifact, Store
@@ -60,7 +60,7 @@ def test_a_record_is_another_where_its_scorer_or_the_scoring_is(finished, monkey
     assert set(record["digests"]["scorer"]) == {"sface.safetensors", "brisque_live.safetensors"}
 
     def key(**digests):
-        return key_of_record(record, record["digests"] | digests)
+        return with_name(record, record["digests"] | digests)["name"]
 
     assert key() == key()
     assert key(scorer={"sface.safetensors": "other"}) != key()
