@@ -50,17 +50,13 @@ def test_difference_is_tenfold_about_grey():
 LARGE, SMALL = 12, 8
 
 
-def test_every_row_is_drawn_with_its_tiles(tmp_path):
-    page = draw(tmp_path / "overview.png")
-    for colour in (RED, [c + 8 for c in RED], (208, 208, 208), GREEN, BLUE):
-        assert tiles(page, colour) == ([4, 1], LARGE)
-
-
-def test_what_the_adversary_trained_on_is_a_row_of_its_own(tmp_path):
+def test_every_row_is_drawn_with_its_tiles_also_the_photos_that_the_adversary_trained_on(tmp_path):
     treated = (90, 90, 90)
-    page = draw(tmp_path / "o.png", trained_on=Row("Trained on", [flat(treated)] * 4, "after blur"))
+    trained_on = Row("Trained on", [flat(treated)] * 4, "after blur")
+    plain, page = draw(tmp_path / "p.png"), draw(tmp_path / "o.png", trained_on=trained_on)
+    for colour in (RED, [c + 8 for c in RED], (208, 208, 208), GREEN, BLUE):
+        assert tiles(plain, colour) == ([4, 1], LARGE)
     assert tiles(page, treated) == ([4, 1], LARGE)
-    plain = draw(tmp_path / "p.png")
     assert page.shape == (plain.shape[0] + 192, *plain.shape[1:])
 
 
@@ -80,8 +76,8 @@ def test_many_pictures_are_cut_to_a_readable_page(tmp_path):
 
 def test_same_index_above_one_another(tmp_path):
     numbered = [flat((20, 20, 100 + i)) for i in range(6)]
-    other = [flat((20, 100 + i, 20)) for i in range(6)]
-    galleries = [Row("one", numbered), Row("two", other)]
+    greener = [flat((20, 100 + i, 20)) for i in range(6)]
+    galleries = [Row("one", numbered), Row("two", greener)]
     page = draw(tmp_path / "o.png", per_prompt=3, galleries=galleries)
     for index in range(6):
         above = np.argwhere((page == (20, 20, 100 + index)).all(-1))

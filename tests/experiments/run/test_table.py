@@ -40,13 +40,8 @@ def row(text, name):
 def test_table_shows_both_victims_and_their_difference(record):
     text = table(record())
     assert "simac at eps 8 on portraits ann" in text
-    assert row(text, "victim") == [
-        "victim",
-        "ISM sface ↓",
-        "failures as 0 ↓",
-        "FDFR % ↑",
-        "BRISQUE ↑",
-    ]
+    headings = ["victim", "ISM sface ↓", "failures as 0 ↓", "FDFR % ↑", "BRISQUE ↑"]
+    assert row(text, "victim") == headings
     assert row(text, "unprotected") == ["unprotected", "0.750", "0.750", "0.0", "20.0"]
     assert row(text, "protected") == ["protected", "0.250", "0.125", "50.0", "50.2"]
     assert row(text, "difference") == ["difference", "-0.500", "-0.625", "+50.0", "+30.2"]
