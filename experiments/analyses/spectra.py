@@ -37,22 +37,28 @@ def high_frequency_share(fields: Tensor) -> Tensor:
     Energy is summed over channels, without the channels' means. With 2 samples a side all of it
     lies above.
     """
-    return _weighted_mean(power(fields), radii(fields.shape[-1]) > fields.shape[-1] / 4)
+    return _share(power(fields))
 
 
 def white_noise_share(size: int) -> float:
     """Return the expected `high_frequency_share` of white noise with `size` samples a side."""
-    return float(_weighted_mean(torch.ones(1, 1, size, size), radii(size) > size / 4))
+    return float(_share(torch.ones(1, 1, size, size)))
 
 
 def mean_frequency(fields: Tensor) -> Tensor:
     """Return the mean frequency of fields (n, c, s, s), weighted by energy without means, (n,)."""
-    return _weighted_mean(power(fields), radii(fields.shape[-1]))
-
-
-def _weighted_mean(spectrum: Tensor, values: Tensor) -> Tensor:
-    """Return the mean of `values` (s, s) by the energy of a spectrum (n, c, s, s), (n,)."""
-    spectrum = spectrum.clone()
-    spectrum[..., 0, 0] = 0  # the channels' means
-    weighted = (spectrum * values.to(spectrum)).flatten(1).sum(1)
+    spectrum = _without_means(power(fields))
+    weighted = (spectrum * radii(fields.shape[-1]).to(spectrum)).flatten(1).sum(1)
     return weighted / spectrum.flatten(1).sum(1)
+
+
+def _share(spectrum: Tensor) -> Tensor:
+    spectrum, size = _without_means(spectrum), spectrum.shape[-1]
+    above = spectrum[..., radii(size) > size / 4].flatten(1).sum(1)
+    return above / spectrum.flatten(1).sum(1)
+
+
+def _without_means(spectrum: Tensor) -> Tensor:
+    spectrum = spectrum.clone()
+    spectrum[..., 0, 0] = 0
+    return spectrum
