@@ -13,6 +13,7 @@ from experiments.leaderboard.reproduce import (
     state_of_code,
 )
 from experiments.records.files import write
+from experiments.records.published import images_of, write_folder
 
 
 @pytest.fixture
@@ -85,16 +86,20 @@ def test_each_command_runs_once_with_its_threads_elsewhere(made_up, tmp_path):
 def test_the_command_compares_what_run_py_writes(made_up, tmp_path, run_py, capsys):
     """A stand-in for run.py writes the committed record with one score moved."""
     file = write(made_up(0.25), tmp_path / "made")
-    run_py(f"records.mkdir(parents=True)\nshutil.copy({str(file)!r}, records)")
+    run_py(f"records.mkdir(parents=True, exist_ok=True)\nshutil.copy({str(file)!r}, records)")
     committed, folder = tmp_path / "committed", tmp_path / "again"
 
-    def output(status):
+    def output(status, records=committed):
         with pytest.raises(SystemExit) as ended:
-            main(["--records", str(committed), "--output-dir", str(folder)])
+            main(["--records", str(records), "--output-dir", str(folder)])
         assert ended.value.code == status
         return capsys.readouterr().out
 
-    write(made_up(0.5, name="a"), committed)
+    record = made_up(0.5, name="a")
+    write_folder({"a": record}, images_of([]), tmp_path / "published")
+    assert "largest absolute difference: 0.25" in output(0, tmp_path / "published")
+    assert "1 of 1: " in output(0, tmp_path / "published" / "single_runs.jsonl")
+    write(record, committed)
     out = output(0)
     assert "1 of 1: python run.py" in out
     assert "largest absolute difference: 0.25" in out

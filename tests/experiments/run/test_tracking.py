@@ -235,8 +235,7 @@ def test_processes_at_once_on_one_record_leave_one_whole_run(place):
     with ThreadPoolExecutor(2) as pool:
         calls = [place.call(key="k", mode="offline", name=name) for name in ("one", "two")]
         ((first,), _), ((second,), _) = pool.map(place.track, calls)
-    assert first == second
-    assert place.runs() == [Path(first)]
+    assert (first, place.runs()) == (second, [Path(first)])
     assert content_of(Path(first))[2]["protected/ism"] == 0.25
 
 
