@@ -37,36 +37,19 @@ class Surrogate:
         steps: int,
         phase: str,
         photo_set: str,
-        progress: Progress,
-        done: int = 0,
-        total: int | None = None,
+        callback: Callable[[int, Tensor], None],
+        first_step: int = 0,
     ) -> None:
-        """Train `steps` on `photos`. The attack did `done` of its `total` training steps before."""
-
-        def report(step: int, loss: Tensor) -> None:
-            progress("surrogate training", done + step + 1, total or steps, loss)
-
+        """Train on `photos` until `steps` are done, and call `callback(step, loss)` after each."""
         self.trainer.train(
-            photos, self.classes, steps, self.draws, phase, photo_set=photo_set, callback=report
-        )
-
-    def fit(self, steps: int, progress: Progress, save: Callable[[], None]) -> None:
-        """Train on the clean set A until `steps` are done, and call `save` after every step."""
-
-        def after(step: int, loss: Tensor) -> None:
-            progress("surrogate training", step + 1, steps, loss)
-            self.fitted_steps = step + 1
-            save()
-
-        self.trainer.train(
-            self.clean,
+            photos,
             self.classes,
             steps,
             self.draws,
-            "fit",
-            photo_set="clean",
-            first_step=self.fitted_steps,
-            callback=after,
+            phase,
+            photo_set=photo_set,
+            first_step=first_step,
+            callback=callback,
         )
 
 
@@ -137,8 +120,14 @@ class FittedFirst:
 
     @contextlib.contextmanager
     def attackable(self, surrogate, iteration, progress, save) -> Iterator[None]:
+        def after(step: int, loss: Tensor) -> None:
+            progress("surrogate training", step + 1, self.training_steps, loss)
+            surrogate.fitted_steps = step + 1
+            save()
+
         if iteration == 0:
-            surrogate.fit(self.training_steps, progress, save)
+            photos, first_step = surrogate.clean, surrogate.fitted_steps
+            surrogate.train(photos, self.training_steps, "fit", "clean", after, first_step)
         yield
 
     def follow(self, surrogate, iteration, names, protected, progress):
@@ -183,16 +172,14 @@ class Alternating:
         self._train(surrogate, photos, iteration, "protected", progress)
 
     def _train(self, surrogate, photos, iteration, photo_set, progress) -> None:
-        before = 2 * iteration + (photo_set == "protected")
-        surrogate.train(
-            photos,
-            self.training_steps,
-            f"{iteration} train {photo_set}",
-            photo_set,
-            progress,
-            done=before * self.training_steps,
-            total=2 * self.iterations * self.training_steps,
-        )
+        steps = self.training_steps
+        done = (2 * iteration + (photo_set == "protected")) * steps
+
+        def after(step: int, loss: Tensor) -> None:
+            total = 2 * self.iterations * steps
+            progress("surrogate training", done + step + 1, total, loss)
+
+        surrogate.train(photos, steps, f"{iteration} train {photo_set}", photo_set, after)
 
 
 def start(

@@ -9,7 +9,6 @@ from attacking import NotedDraws, ascended, drawn, killed, same, unlike
 from helpers import (
     PRESETS,
     SCHEDULE,
-    Memory,
     Reports,
     changed,
     frozen,
@@ -88,24 +87,40 @@ def test_models_do_not_outlive_the_attack(preset, inputs_for, name):
         gc.enable()
 
 
-def test_the_steps_are_sign_steps_up_the_loss(model, inputs_for):
-    attack = frozen(steps=3)
+@pytest.mark.parametrize(
+    ("loss", "count"),
+    [(Denoising(), 1), (Denoising(), 3), (FeatureInterference(up_blocks=(2, 3)), 3)],
+)
+def test_the_steps_are_sign_steps_up_the_mean_loss_over_their_draws(model, inputs_for, loss, count):
+    """Each photo's gradient is that of its own loss."""
+    attack = frozen(steps=3, draws_per_step=count, loss=loss)
     inputs, losses = inputs_for(attack, progress=Reports()), []
-    draws = drawn(inputs, 3)
-    objective = Denoising().bind(model, prompt=attack.instance_prompt)
+    draws = drawn(inputs, 3 * count)
+
+    def of_photo(images, step, row):
+        photo = inputs.photos[row]
+        objective = loss.bind(
+            model,
+            prompt=attack.instance_prompt,
+            clean=lambda: model.posterior(photo),
+            start=lambda: photo,
+        )
+        of_step = draws[count * step : count * step + count]
+        pairs = [image_gradient_and_loss(objective, images[row], draw[row]) for draw in of_step]
+        return [sum(parts) / count for parts in zip(*pairs, strict=True)]
 
     def gradient(images, step):
-        rows = [
-            image_gradient_and_loss(objective, images[k : k + 1], draws[step][k : k + 1])
-            for k in range(2)
-        ]
-        losses.append(torch.cat([loss for _, loss in rows]).mean().item())
-        return torch.cat([gradient for gradient, _ in rows])
+        photos = [of_photo(images, step, slice(k, k + 1)) for k in range(2)]
+        gradients, of_step = (torch.cat(parts) for parts in zip(*photos, strict=True))
+        losses.append(of_step.mean().item())
+        return gradients
 
     protected = attack(inputs)
     assert same(protected, ascended(inputs.photos, 3, gradient))
     assert [loss for *_, loss in inputs.progress] == pytest.approx(losses, rel=1e-3)
     assert inputs.progress.of("perturbation") == [1, 2, 3]
+    if count > 1:
+        assert unlike(protected, replace(attack, draws_per_step=1)(inputs_for(attack)))
 
 
 def test_the_attack_ascends_the_loss(model, inputs_for, pictures):
@@ -166,27 +181,6 @@ def test_steps_draw_the_timesteps_that_the_policy_allows(inputs_for):
     assert asked == {"prompt": attack.instance_prompt, "eps": 8, "step_size": 0.6375}
 
 
-@pytest.mark.parametrize("loss", [Denoising(), FeatureInterference(up_blocks=(2, 3))])
-def test_a_step_ascends_the_mean_loss_over_its_draws(model, inputs_for, loss):
-    attack = frozen(steps=2, draws_per_step=3, loss=loss)
-    inputs = inputs_for(attack)
-    objective = loss.bind(
-        model,
-        prompt=attack.instance_prompt,
-        clean=lambda: model.posterior(inputs.photos),
-        start=lambda: inputs.photos,
-    )
-    draws = drawn(inputs, 6)
-
-    def gradient(images, step):
-        of_step = draws[3 * step : 3 * step + 3]
-        return sum(image_gradient_and_loss(objective, images, draw)[0] for draw in of_step)
-
-    protected = attack(inputs)
-    assert same(protected, ascended(inputs.photos, 2, gradient))
-    assert unlike(protected, replace(attack, draws_per_step=1)(inputs_for(attack)))
-
-
 @pytest.mark.parametrize("transforms", [[], ["blur", "gaussian_noise", "jpeg"]])
 def test_a_photos_protection_does_not_depend_on_the_other_photos(preset, inputs_for, transforms):
     attack = replace(preset("fsmg"), transforms=transforms)
@@ -218,14 +212,9 @@ def test_a_killed_attack_goes_on_and_ends_with_the_same_bytes(
     assert not changed(weights(whole.surrogates[0].model), weights(resumed.surrogates[0].model))
     assert resumed.progress.of(phase) == redone
     assert not resumed.progress.of("greedy search")
-
-
-def test_a_finished_attack_is_not_done_again(preset, inputs_for):
-    attack, memory = preset("aspl"), Memory()
-    wanted = attack(inputs_for(attack, checkpoint=memory))
-    again = inputs_for(attack, checkpoint=memory, progress=Reports())
-    assert torch.equal(attack(again), wanted)
-    assert again.progress == []
+    finished = inputs_for(attack, checkpoint=memory, progress=Reports())
+    assert torch.equal(attack(finished), wanted)
+    assert finished.progress == []
 
 
 def test_a_loss_that_is_not_finite_names_photo_and_step(preset, inputs_for):

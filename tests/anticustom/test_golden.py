@@ -79,7 +79,7 @@ def test_golden_pgd(golden, tmp_path, file, preset, words):
 
 
 def test_golden_surrogate_training(golden):
-    trace, draws, losses = golden.trace("surrogate_training"), Replay(), Reports()
+    trace, draws, losses = golden.trace("surrogate_training"), Replay(), []
     draws.training("train", trace)
     attack, inputs = golden.attack("aspl_released"), golden.inputs(draws)
     model = inputs.surrogates[0].model
@@ -93,8 +93,9 @@ def test_golden_surrogate_training(golden):
         class_images=golden.class_images(),
         seed=0,
     )
-    surrogate.train(surrogate.clean, len(trace["loss"]), "train", "clean", losses)
-    assert_same_losses(losses, trace["loss"])
+    steps, photos = len(trace["loss"]), surrogate.clean
+    surrogate.train(photos, steps, "train", "clean", lambda step, loss: losses.append(loss))
+    assert_same_losses(torch.stack(losses), trace["loss"])
     weights = {
         f"{part}.{name}": value
         for part in ("unet", "text_encoder")
