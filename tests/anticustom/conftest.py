@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from conf_options import composed
+from conf_options import composed, resolved
 from customizing import CUSTOMIZERS, Victim
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from helpers import PRESETS
@@ -72,7 +72,7 @@ def configured() -> Callable:
     """Return what a node of the composed configuration instantiates."""
 
     def make(node: str, *overrides: str):
-        return instantiate(composed(*overrides)[node], _convert_="object")
+        return instantiate(resolved(composed(*overrides)[node]), _convert_="object")
 
     return make
 

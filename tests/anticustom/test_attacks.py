@@ -167,18 +167,20 @@ def test_a_loss_may_compare_with_the_originals_and_with_the_start_of_its_phase(
 
 
 def test_steps_draw_the_timesteps_that_the_policy_allows(inputs_for):
-    asked, draws = {}, NotedDraws(0, "ann", (4, 8, 8))
+    settings_seen, draws = {}, NotedDraws(0, "ann", (4, 8, 8))
 
     class Policy(Interval):
         def allowed(self, model, images, names, prompt, draws, **settings):
-            asked.update(prompt=prompt, eps=settings["eps"], step_size=settings["step_size"])
+            settings_seen.update(
+                prompt=prompt, eps=settings["eps"], step_size=settings["step_size"]
+            )
             return super().allowed(model, images, names, prompt, draws, **settings)
 
     attack = frozen(timestep_policy=Policy(low=10, high=20))
     attack(inputs_for(attack, draws=draws))
     allowed = list(range(10, 21))
     assert draws.noted == [("0 perturb", name, 2, allowed) for name in ("a.png", "b.jpg")]
-    assert asked == {"prompt": attack.instance_prompt, "eps": 8, "step_size": 0.6375}
+    assert settings_seen == {"prompt": attack.instance_prompt, "eps": 8, "step_size": 0.6375}
 
 
 @pytest.mark.parametrize("transforms", [[], ["blur", "gaussian_noise", "jpeg"]])

@@ -10,10 +10,10 @@ ALL = torch.arange(1000)
 DRAWS = SeededDraws(0, "ann", SHAPE)
 
 
-def equal(draw: Draw, other: Draw) -> list[bool]:
+def equal(first: Draw, second: Draw) -> list[bool]:
     """Return for each field whether the draws have the same numbers."""
     fields = Draw.__dataclass_fields__
-    return [torch.equal(getattr(draw, name), getattr(other, name)) for name in fields]
+    return [torch.equal(getattr(first, name), getattr(second, name)) for name in fields]
 
 
 def first_number(*key) -> int:
@@ -56,8 +56,8 @@ def test_shapes_and_distributions():
         assert normal.shape == (200, *SHAPE)
         assert normal.mean().abs() < 0.03
         assert (normal.std() - 1).abs() < 0.03
-    for normal, other in combinations(normals, 2):
-        assert (normal * other).mean().abs() < 0.03  # independent
+    for first, second in combinations(normals, 2):
+        assert (first * second).mean().abs() < 0.03  # independent
 
 
 def test_a_photos_draws_depend_on_no_other_photo():

@@ -48,11 +48,11 @@ def test_a_released_ensemble_stays_within_its_radius(configured, inputs_for, two
     schedule = "attack.surrogate_schedule"
     words = [f"attack={name}", "attack.steps=2", "attack.step_size=4", "~attack.others"]
     words += [f"{schedule}.iterations=2", f"{schedule}.training_steps=1"]
-    attack, asked = configured("attack", *words), []
+    attack, loads = configured("attack", *words), []
 
     def noting(number, load):
         def noted():
-            asked.append(number)
+            loads.append(number)
             return load()
 
         return noted
@@ -69,7 +69,7 @@ def test_a_released_ensemble_stays_within_its_radius(configured, inputs_for, two
         moved = changed(weights_before, weights(surrogate.model))
         assert any(key.startswith("unet") for key in moved)
     # the released E-ASPL preserves one folder of class images in all its models
-    assert asked == ([0] if name == "e_aspl_released" else [0, 1])
+    assert loads == ([0] if name == "e_aspl_released" else [0, 1])
 
 
 class Owned:

@@ -141,14 +141,14 @@ def test_features_are_of_levels_or_of_single_blocks(model, images, draw):
         return maps
 
     layers = list(decoder_layers(model))
-    every = dict(zip(layers, features(0, 1, 2, 3), strict=True))
+    all_maps = dict(zip(layers, features(0, 1, 2, 3), strict=True))
     for chosen, expected in {
         (3,): [name for name in layers if name.startswith("3.")],
         ("3.0",): ["3.0"],
         ("3.0", "1"): [name for name in layers if name.startswith("1.")] + ["3.0"],
     }.items():
         for maps, name in zip(features(*chosen), expected, strict=True):
-            assert torch.equal(maps, every[name])
+            assert torch.equal(maps, all_maps[name])
     with pytest.raises(ValueError, match=r"the decoder has no 3\.7, but 0\.0, 0\.1"):
         features(3, "3.7")
     for wrong in ([], ["3."], ["last"], [-1], [3.0]):

@@ -136,8 +136,8 @@ def test_an_alternating_surrogate_asks_for_draws_by_phase_and_photo(preset, inpu
     attack, draws = preset("aspl"), NotedDraws(0, "ann", (4, 8, 8))
     assert isinstance(attack.surrogate_schedule, Alternating)
     attack(inputs_for(attack, draws=draws))
-    asked = [(phase, name, count) for phase, name, count, _ in draws.noted]
-    assert list(dict.fromkeys(phase for phase, _, _ in asked)) == [
+    calls = [(phase, name, count) for phase, name, count, _ in draws.noted]
+    assert list(dict.fromkeys(phase for phase, _, _ in calls)) == [
         f"{i} {what}"
         for i in range(2)
         for what in ("train clean 0", "perturb", "train protected 0")
@@ -147,16 +147,16 @@ def test_an_alternating_surrogate_asks_for_draws_by_phase_and_photo(preset, inpu
         ("1 train clean 0", "instance 0 d.png", 1),
         ("1 train protected 0", "instance 0 b.jpg", 1),
         ("1 perturb", "a.png", 2),
-    } <= set(asked)
+    } <= set(calls)
 
 
 def test_a_surrogate_that_stands_still_needs_no_class_images(configured, inputs_for):
-    def asked():
+    def refusing():
         raise AssertionError("class images were asked for")
 
     attack = configured("attack", "attack=advdm", "attack.steps=2")
     assert not attack.needs_class_images
-    inputs = inputs_for(attack, load_class_images=asked)
+    inputs = inputs_for(attack, load_class_images=refusing)
     assert (attack(inputs) - inputs.photos).abs().max() > 0
     assert configured("attack", "attack=aspl").needs_class_images
 

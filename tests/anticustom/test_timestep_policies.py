@@ -101,7 +101,7 @@ def test_the_greedy_search_keeps_the_timesteps_of_large_gradients(settings, shap
     survivors = kept(AdaptiveGreedy(**settings), StandIn(size), images, progress=reports)
     wanted = [expected_survivors(size.tolist(), name, **settings) for name in NAMES]
     assert survivors == [timesteps for timesteps, _ in wanted]
-    assert all(0 < len(one) <= settings["keep"] for one in survivors)
+    assert all(0 < len(timesteps) <= settings["keep"] for timesteps in survivors)
     assert len(reports) == max(rounds for _, rounds in wanted)
     _, done, total, _ = reports[-1]
     assert done == total
