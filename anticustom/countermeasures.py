@@ -187,8 +187,8 @@ class Purify:
         return sampler
 
 
-# what attack.transforms may name: the choices of countermeasure= with their settings, and the words
-# that are usual for two of them
+# the names in attack.transforms: the choices of countermeasure= with their settings, and the usual
+# words for two of them
 TRANSFORMS = {
     "none": Unchanged(),
     "jpeg90": JPEG(90),
@@ -204,16 +204,18 @@ TRANSFORMS = {
 }
 
 
-def transforms_of(asked: Sequence[str | Countermeasure]) -> tuple[Countermeasure, ...]:
+def transforms_of(choices: Sequence[str | Countermeasure]) -> tuple[Countermeasure, ...]:
     """Return the transforms that names and settings stand for; raise ValueError for others."""
-    made = [TRANSFORMS.get(one, one) if isinstance(one, str) else one for one in asked]
-    kinds = {type(one) for one in TRANSFORMS.values()}
-    if isinstance(asked, str) or not kinds.issuperset(map(type, made)):
+    transforms = [
+        TRANSFORMS.get(choice, choice) if isinstance(choice, str) else choice for choice in choices
+    ]
+    kinds = {type(transform) for transform in TRANSFORMS.values()}
+    if isinstance(choices, str) or not kinds.issuperset(map(type, transforms)):
         raise ValueError(
-            f"attack.transforms={asked!r}: expected a list of {', '.join(TRANSFORMS)}, or of their "
-            "settings as in conf/countermeasure, for example [identity,blur]"
+            f"attack.transforms={choices!r}: expected a list of {', '.join(TRANSFORMS)}, or of "
+            "their settings as in conf/countermeasure, for example [identity,blur]"
         )
-    return tuple(made)
+    return tuple(transforms)
 
 
 def with_purifier(
@@ -222,7 +224,10 @@ def with_purifier(
     """Return the transforms, each purifier among them with the model that it noises and denoises
     with.
     """
-    return [replace(one, model=model) if isinstance(one, Purify) else one for one in transforms]
+    return [
+        replace(transform, model=model) if isinstance(transform, Purify) else transform
+        for transform in transforms
+    ]
 
 
 def transformed(
@@ -237,9 +242,9 @@ def transformed(
     by (seed, identity, its name, phase).
     """
 
-    def one(photo: Tensor, name: str) -> Tensor:
+    def through_one(photo: Tensor, name: str) -> Tensor:
         generator = keyed_generator(seed, identity, name, phase)
         index = torch.randint(len(transforms), (), generator=generator)
         return transforms[index](photo, generator)
 
-    return torch.stack([one(*pair) for pair in zip(photos, names, strict=True)])
+    return torch.stack([through_one(*pair) for pair in zip(photos, names, strict=True)])

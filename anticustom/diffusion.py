@@ -94,7 +94,7 @@ class LatentDiffusion:
             return
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         networks = (self.vae, self.unet, self.text_encoder)
-        tensors = [t for one in networks for t in (*one.parameters(), *one.buffers())]
+        tensors = [t for network in networks for t in (*network.parameters(), *network.buffers())]
         before = [(t, t.data) for t in tensors if t.is_floating_point()]
         mixed, self.mixed = self.mixed, precision == "mixed"
         try:

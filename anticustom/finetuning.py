@@ -164,7 +164,8 @@ class Trainer:
             rows += [draws(phase, key, 1, model.timesteps) for key in keys]
         draw = joined(rows).to(model.device)
         posterior = Posterior(
-            torch.cat([one.mean for one in posteriors]), torch.cat([one.std for one in posteriors])
+            torch.cat([photo.mean for photo in posteriors]),
+            torch.cat([photo.std for photo in posteriors]),
         )
         prompts = self.prompts[: len(sets)]
         embeddings = model.text_embeddings(prompts).repeat_interleave(s.batch_size, dim=0)

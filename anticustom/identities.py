@@ -74,18 +74,18 @@ def select(available: Sequence[str], identities: Selection) -> list[str]:
 
     A single name is a list of one. Raises BadDataset for one that is not there or listed twice.
     """
-    asked = _asked(identities)
-    if isinstance(asked, int):
-        if asked > len(available):
+    chosen = _chosen(identities)
+    if isinstance(chosen, int):
+        if chosen > len(available):
             raise BadDataset(
-                f"dataset.identities={asked} means the first {asked}, but {_some(available)}; "
-                f"for the one called {asked} set dataset.identities=[{asked}]"
+                f"dataset.identities={chosen} means the first {chosen}, but {_some(available)}; "
+                f"for the one called {chosen} set dataset.identities=[{chosen}]"
             )
-        return list(available[:asked])
-    for name in asked:
+        return list(available[:chosen])
+    for name in chosen:
         if name not in available:
             raise BadDataset(f"dataset.identities: there is no {name!r}; {_some(available)}")
-    return asked
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +101,18 @@ class Portraits:
             raise BadDataset(f"dataset.photos_per_set={self.photos_per_set}: a portrait set has 4")
 
     def names(self) -> list[str]:
-        asked = _asked(self.identities)
-        if isinstance(asked, int):
-            last = min(asked, TRAINING_IDENTITIES_FROM + 1)
-            asked = [str(number) for number in range(last)]
-        for name in asked:
+        chosen = _chosen(self.identities)
+        if isinstance(chosen, int):
+            last = min(chosen, TRAINING_IDENTITIES_FROM + 1)
+            chosen = [str(number) for number in range(last)]
+        for name in chosen:
             is_number = name.isdecimal() and str(int(name)) == name
             if not is_number or int(name) >= TRAINING_IDENTITIES_FROM:
                 raise BadDataset(
                     f"dataset.identities: there is no portrait of {name!r}; "
                     f"list numbers from 0 to {TRAINING_IDENTITIES_FROM - 1}"
                 )
-        return asked
+        return chosen
 
     def read(self, name: str, size: int) -> Identity:
         def photo_set(letter: str, first: int) -> PhotoSet:
@@ -143,9 +143,9 @@ class PapersTree:
         root = Path(self.root).expanduser()
         folders = [f for f in _folders(root) if any((f / set_name).is_dir() for set_name in SETS)]
         if not folders:
-            found = "holds no" if root.is_dir() else "is not there; it should hold"
+            lack = "holds no" if root.is_dir() else "is not there; it should hold"
             raise BadDataset(
-                f"dataset.root={str(root)!r} {found} <identity>/set_A, <identity>/set_B and "
+                f"dataset.root={str(root)!r} {lack} <identity>/set_A, <identity>/set_B and "
                 f"<identity>/set_C with photos: {self.hint}"
             )
         return select([folder.name for folder in folders], self.identities)
@@ -231,7 +231,7 @@ class Folder:
         return people
 
 
-def _asked(identities: Selection) -> int | list[str]:
+def _chosen(identities: Selection) -> int | list[str]:
     """Return a positive number, or one or more different names."""
     if isinstance(identities, int) and not isinstance(identities, bool) and identities > 0:
         return identities

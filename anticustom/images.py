@@ -34,8 +34,8 @@ def read_photo(path: str | Path, size: int) -> Tensor:
         if getattr(photo, "n_frames", 1) > 1 and photo.format != "MPO":
             raise _bad(path, "is animated: save one of its frames as PNG or JPEG")
         if min(photo.size) < MIN_SIDE:
-            found = f"{photo.width} x {photo.height}"
-            raise _bad(path, f"is {found}: use one of at least {MIN_SIDE} pixels a side")
+            size_found = f"{photo.width} x {photo.height}"
+            raise _bad(path, f"is {size_found}: use one of at least {MIN_SIDE} pixels a side")
         photo = _rgb(path, _centre_square(ImageOps.exif_transpose(photo)))
     return from_8bit(_pixels(photo.resize((size, size), Image.Resampling.LANCZOS)))
 

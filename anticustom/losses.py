@@ -213,13 +213,15 @@ def chosen_layers(layers: Sequence[str], up_blocks: Sequence[int | str]) -> set[
     """Return those of a decoder's layers, by their names, that `up_blocks` names: levels or single
     layers. Raises ValueError for blocks that the decoder lacks.
     """
-    wanted = [str(one) for one in up_blocks]
-    found = {one: [n for n in layers if one in (n, n.partition(".")[0])] for one in wanted}
-    if lacking := [one for one, names in found.items() if not names]:
+    chosen = {
+        str(block): [name for name in layers if str(block) in (name, name.partition(".")[0])]
+        for block in up_blocks
+    }
+    if lacking := [block for block, names in chosen.items() if not names]:
         raise ValueError(
             f"loss.up_blocks: the decoder has no {', '.join(lacking)}, but {', '.join(layers)}"
         )
-    return {name for names in found.values() for name in names}
+    return {name for names in chosen.values() for name in names}
 
 
 @contextlib.contextmanager

@@ -118,33 +118,34 @@ class AdaptiveGreedy:
         self, model, images, names, prompt, draws, *, eps, step_size, progress
     ) -> list[Tensor]:
         gradients = PosteriorGradients(Denoising().bind(model, prompt=prompt))
-        search = [
+        searches = [
             _Search(image, name, model.timesteps) for image, name in zip(images, names, strict=True)
         ]
         total, chunks = len(model.timesteps), Chunks()
         for round_number in range(self.max_rounds):
-            active = [one for one in search if len(one.survivors) > self.keep]
+            active = [search for search in searches if len(search.survivors) > self.keep]
             if not active:
-                return [one.survivors for one in search]
+                return [search.survivors for search in searches]
             phase = f"search {round_number}"
-            names, survivors = [one.name for one in active], [one.survivors for one in active]
+            names = [search.name for search in active]
+            survivors = [search.survivors for search in active]
             # the last of them gives the trial step its noise
             drawn = draw_batches(draws, phase, names, self.candidates + 1, survivors)
             scores = self._round(gradients, active, drawn, chunks, eps, step_size, total)
-            left = max(len(one.survivors) for one in search)
+            left = max(len(search.survivors) for search in searches)
             progress(
                 "greedy search",
                 min(total - left, total - self.keep),
                 total - self.keep,
                 scores.mean(),
             )
-        if any(len(one.survivors) > self.keep for one in search):
+        if any(len(search.survivors) > self.keep for search in searches):
             raise ValueError(
                 f"timestep_policy: more than keep={self.keep} timesteps survive "
                 f"max_rounds={self.max_rounds} rounds; "
                 "raise max_rounds or window"
             )
-        return [one.survivors for one in search]
+        return [search.survivors for search in searches]
 
     def _round(
         self, gradients, active, drawn: list[Draw], chunks: Chunks, eps, step_size, total: int
@@ -152,18 +153,18 @@ class AdaptiveGreedy:
         """Delete a window of every active image's timesteps and move it one step; return the scores
         of its candidates, (images, candidates).
         """
-        images = torch.stack([one.image for one in active])
+        images = torch.stack([search.image for search in active])
         parts = chunks(
-            lambda rows: self._scores(gradients, images[rows], [one[rows] for one in drawn]),
+            lambda rows: self._scores(gradients, images[rows], [draw[rows] for draw in drawn]),
             len(images),
         )
         scores, gradient = (torch.cat(part) for part in zip(*parts, strict=True))
-        candidates = torch.stack([one.timesteps for one in drawn[: self.candidates]], 1)
+        candidates = torch.stack([draw.timesteps for draw in drawn[: self.candidates]], 1)
         worst = candidates.gather(1, scores.argmin(1, keepdim=True))[:, 0]
         moved = sign_step(images, gradient, step_size)
-        for k, one in enumerate(active):
-            one.image = project(moved[k], one.start, eps)
-            one.delete(worst[k].item(), self.window, self.margin, total)
+        for k, search in enumerate(active):
+            search.image = project(moved[k], search.start, eps)
+            search.delete(worst[k].item(), self.window, self.margin, total)
         return scores
 
     def _scores(
@@ -175,14 +176,17 @@ class AdaptiveGreedy:
         images = images.detach().requires_grad_()
         posterior = gradients.objective.model.posterior(images)
         *tried, last = drawn
-        every = gradients.by_posterior(posterior, joined(tried))
+        gradients_of_all = gradients.by_posterior(posterior, joined(tried))
         scores = []
         for k in range(len(tried)):
-            found = every[k * len(images) : (k + 1) * len(images)]
-            by = by_image(images, posterior, found) if self.gradient == "image" else found.mean
-            scores.append(by.abs().flatten(1).sum(1))
+            gradient = gradients_of_all[k * len(images) : (k + 1) * len(images)]
+            if self.gradient == "image":
+                gradient = by_image(images, posterior, gradient)
+            else:
+                gradient = gradient.mean
+            scores.append(gradient.abs().flatten(1).sum(1))
         scores = torch.stack(scores, 1).cpu()
-        candidates = torch.stack([one.timesteps for one in tried], 1)
+        candidates = torch.stack([draw.timesteps for draw in tried], 1)
         best = candidates.gather(1, scores.argmax(1, keepdim=True))[:, 0]
         trial = gradients.by_posterior(posterior, replace(last, timesteps=best))
         return scores, by_image(images, posterior, trial)

@@ -24,8 +24,8 @@ def over_detected(scores: Sequence[float | None]) -> float | None:
     A score is None where no face was found. Few survivors can make a flattering mean: read
     `failures_as_0` beside it.
     """
-    found = [score for score in scores if score is not None]
-    return fmean(found) if found else None
+    detected = [score for score in scores if score is not None]
+    return fmean(detected) if detected else None
 
 
 def failures_as_0(scores: Sequence[float | None]) -> float:

@@ -36,9 +36,9 @@ def caption(person: Person, shot: Shot, rng: np.random.Generator, name: str = ""
     opening = f"{_OPENINGS[shot.style]} {subject}"
     if rng.uniform() < 0.25:
         return f"a photo of {subject}" if rng.uniform() < 0.5 else opening
-    told = rng.uniform() < (0.5 if name else 1)
-    features = _drawn(visible_features(person, shot), rng, least=1, most=3) if told else []
-    clothing = _drawn(visible_clothing(person, shot), rng, least=0, most=2) if told else []
+    described = rng.uniform() < (0.5 if name else 1)
+    features = _drawn(visible_features(person, shot), rng, least=1, most=3) if described else []
+    clothing = _drawn(visible_clothing(person, shot), rng, least=0, most=2) if described else []
     parts = [opening]
     if features:
         parts.append("with " + _listed(features))

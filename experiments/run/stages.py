@@ -65,16 +65,16 @@ class Stages:
         wanted. `what` says in the run's output what is computed.
         """
         key = key_of(stage, VERSIONS[stage], inputs)
-        found = self.store.find(stage, key, unit)
+        artifact = self.store.find(stage, key, unit)
         if part_of is not None and part_of not in self.wanted:
-            if found is None:
+            if artifact is None:
                 stages = ",".join([part_of, *sorted(self.wanted)])
                 raise StageMissing(
                     f"stages={sorted(self.wanted)}: there is no result of stage {part_of} "
                     f"({what}) for this configuration; run it with stages=[{stages}]"
                 )
-            return found
-        if found is None or self.store.makes_anew(stage, key, unit):
+            return artifact
+        if artifact is None or self.store.makes_anew(stage, key, unit):
             say(f"{what} ...")
 
         def timed(folder: Path, working: Path) -> Mapping:
