@@ -11,6 +11,8 @@ from experiments.benchmarks.speed import counted
 from experiments.records.files import write
 from experiments.setup.composing import composed, resolved
 
+pytestmark = pytest.mark.slow
+
 COSTS = {"noise": 0, "simac_fast": 5e11, "simac": 5e12}
 
 

@@ -17,6 +17,8 @@ from experiments.analyses.features import (
     relative_change,
 )
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("a.png", "b.png")
 
 

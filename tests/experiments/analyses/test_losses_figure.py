@@ -12,6 +12,8 @@ from anticustom.progress import silent
 from experiments.analyses.losses import Trace, fixed_loss, main, same_steps
 from experiments.analyses.subjects import attacked, read_subject, subject_parser
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a photo of sks person"
 
 

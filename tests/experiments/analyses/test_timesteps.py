@@ -18,6 +18,8 @@ from experiments.analyses.timesteps import (
     survivors_table,
 )
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "a photo of sks person"
 
 

@@ -12,6 +12,8 @@ from experiments.benchmarks import memory
 from experiments.benchmarks.memory import GIB, of_adapters, of_weights
 from experiments.setup.composing import CONF, composed, memory_presets
 
+pytestmark = pytest.mark.slow
+
 # what a program finds free on a card of each name, in GiB
 CARDS = {"40gb": 39.4, "24gb": 23.5, "12gb": 11.6}
 

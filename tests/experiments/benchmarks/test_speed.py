@@ -15,6 +15,8 @@ from experiments.benchmarks.report import HEAVY, report
 from experiments.benchmarks.speed import PHASES, Settings, counted, measure, settings_of
 from experiments.setup.composing import memory_presets
 
+pytestmark = pytest.mark.slow
+
 ON_CPU = Settings(model="small", device="cpu", photos=1, repetitions=1)
 
 
@@ -120,7 +122,6 @@ def test_the_released_structure_wastes_operations(phase):
     assert released > 1.3 * shipped > 0
 
 
-@pytest.mark.slow
 def test_full_scale_runs_on_a_cpu_with_a_small_shape(no_process, monkeypatch, tmp_path, capsys):
     """Every phase can be called in the precision of a GPU, with each setting of memory."""
     monkeypatch.setattr(speed, "matrix_peak", lambda device, dtype: 1e11)
@@ -209,7 +210,6 @@ def test_the_time_is_shared_and_never_exceeded(monkeypatch):
     assert clock.now <= 480
 
 
-@pytest.mark.slow
 def test_a_process_of_its_own_is_measured_ended_or_quoted(monkeypatch):
     start = time.time()
     settings = replace(ON_CPU, phase="perturbation_step", repetitions=1, operations=False)
