@@ -3,7 +3,10 @@
 import json
 import re
 
+import pytest
 
+
+@pytest.mark.slow
 def test_an_experiment_is_one_command_and_one_table(command, miniature, tmp_path):
     fewer = ["hydra.sweeper.params.attack=noise", "hydra.sweeper.params.clean_photos='0,3'"]
     ended = command(

@@ -38,6 +38,7 @@ def at_once(miniature, environment, tmp_path):
     return sweep
 
 
+@pytest.mark.slow
 def test_jobs_at_once_share_a_store_and_one_table(at_once, tmp_path):
     ended = at_once("dataset.identities=2", "dataset.shard=0/2,1/2")
     assert ended.returncode == 0, ended.stdout + ended.stderr
