@@ -141,13 +141,14 @@ def victim(inputs_of, tmp_path_factory) -> Callable[..., Victim]:
     """
 
     @cache
-    def make(name: str, precision: str = "float32", **changed) -> Victim:
+    def trained(name: str, precision: str, **changed) -> Victim:
         customizer, inputs = replace(CUSTOMIZERS[name], **changed), inputs_of(precision=precision)
         losses, folder = customizer.customize(inputs), tmp_path_factory.mktemp(name)
         customizer.save(inputs.model, folder)
         return Victim(inputs.model, losses, folder)
 
-    return make
+    # the default belongs outside the cache, which tells victim("lora") from ("lora", "float32")
+    return lambda name, precision="float32", **changed: trained(name, precision, **changed)
 
 
 @pytest.fixture

@@ -43,7 +43,8 @@ def test_the_learning_rate_is_that_of_adapters(configured):
     assert list(rates.values()) == [5e-7, 1e-4, 5e-7, 1e-4]
 
 
-@pytest.mark.parametrize("kill_at", [("surrogate training", 3), ("perturbation", 3)])
-def test_a_killed_attack_goes_on_and_ends_with_the_same_bytes(aspl, inputs_for, kill_at):
+def test_a_killed_attack_goes_on_and_ends_with_the_same_bytes(aspl, inputs_for):
     inputs = partial(inputs_for, aspl)
-    assert torch.equal(resumed(aspl, inputs, kill_at), aspl(inputs()))
+    whole = aspl(inputs())
+    for kill_at in [("surrogate training", 3), ("perturbation", 3)]:
+        assert torch.equal(resumed(aspl, inputs, kill_at), whole)

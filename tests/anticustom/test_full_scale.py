@@ -105,6 +105,7 @@ def test_forward_shapes(model):
     assert [tuple(f.shape) for f in features] == [(2, 320, 64, 64)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["aspl", "simac"])
 def test_the_image_gradient_of_every_attacks_loss(model, configured, attack):
     loss = configured("attack", f"attack={attack}").loss
@@ -126,6 +127,7 @@ def test_the_image_gradient_of_every_attacks_loss(model, configured, attack):
     assert not any(p.requires_grad for p in model.unet.parameters())
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_give_float32_losses_and_gradients(configured):
     model = assemble("sd21", "v_prediction", "bfloat16")
     loss = configured("attack", "attack=simac_released").loss
