@@ -35,6 +35,7 @@ def test_order_and_sharding_of_identities_change_nothing(command, miniature, asp
     assert both["3/B0.png"] != both["7/B0.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "identity"), [("celebahq", "103"), ("vggface2", "n000050")])
 def test_real_photos(command, miniature, aspl, shared, tmp_path, dataset, identity):
     records = []
